@@ -1,0 +1,382 @@
+//! The closed loop: every finished request is counted, checked, and followed by the next.
+//!
+//! One thread drives all queues of all disks in turn. While it runs it allocates nothing, makes no system call but the
+//! kicks a device asks for, and reads the clock once for all requests that it finds finished together.
+
+use std::time::Duration;
+
+use reactor::{Clock, Tick};
+use vfu::{
+    mock::{
+        blk::{BlkDriver, Done, Io},
+        client::ClientError,
+        ring::{DriverRing, RingFault},
+    },
+    virtio::spec::blk::{kind, status},
+};
+
+use super::{
+    latency::Latency,
+    stamp::Mismatch,
+    target::{Pick, Target},
+};
+
+/// Finished requests taken before what follows them is published: a device that is waiting for work gets some.
+const BATCH: u32 = 32;
+/// Turns without anything finished between two looks at the clock.
+const IDLE_TURNS: u32 = 256;
+/// Of so many turns one is timed for the generator's own cost: a power of two.
+const TIMED_TURNS: u32 = 64;
+/// How long nothing may finish before the run is given up.
+const STALL: Duration = Duration::from_secs(10);
+
+/// Why a run ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// The device broke a ring.
+    #[error("disk {disk}, queue {queue}: {source}")]
+    Ring {
+        /// Which disk.
+        disk: usize,
+        /// Which queue.
+        queue: usize,
+        /// How.
+        source: RingFault,
+    },
+    /// A kick failed: the connection is gone.
+    #[error("disk {disk}: {source}")]
+    Kick {
+        /// Which disk.
+        disk: usize,
+        /// How.
+        source: ClientError,
+    },
+    /// Nothing finishes any more.
+    #[error("nothing finished for {STALL:?}, with {in_flight} requests in flight")]
+    Stalled {
+        /// Requests that are waited for.
+        in_flight: u32,
+    },
+    /// Data came back wrong.
+    #[error("disk {disk}: {source}")]
+    Verify {
+        /// Which disk.
+        disk: usize,
+        /// How.
+        source: Mismatch,
+    },
+}
+
+/// A request in flight.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    started: Tick,
+    pick: Pick,
+}
+
+/// One queue.
+#[derive(Debug)]
+struct Lane {
+    disk: usize,
+    queue: usize,
+    slots: Box<[Slot]>,
+}
+
+/// One disk: its driver and what is asked of it.
+pub(crate) struct Disk<R> {
+    pub(crate) driver: BlkDriver<R>,
+    pub(crate) target: Target,
+}
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) reads: u64,
+    pub(crate) writes: u64,
+    pub(crate) errors: u64,
+    /// Kicks that devices asked for.
+    pub(crate) kicks: u64,
+    /// Turns in which something was finished.
+    pub(crate) turns: u64,
+}
+
+impl Counts {
+    /// Requests that succeeded.
+    pub(crate) fn requests(&self) -> u64 {
+        self.reads + self.writes
+    }
+}
+
+/// What a run comes to.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) counts: Counts,
+    pub(crate) latency: Latency,
+    /// Ticks measured.
+    pub(crate) elapsed: u64,
+    /// Requests finished in each interval.
+    pub(crate) samples: Vec<u64>,
+    /// The generator's own ticks for each request.
+    pub(crate) own_cost: f64,
+}
+
+/// How long, and in what steps, in ticks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schedule {
+    pub(crate) warmup: u64,
+    pub(crate) measured: u64,
+    pub(crate) interval: u64,
+}
+
+/// The generator.
+pub(crate) struct Engine<R> {
+    clock: Clock,
+    pub(crate) disks: Vec<Disk<R>>,
+    lanes: Vec<Lane>,
+    depth: u16,
+    block_size: u32,
+    never_kick: bool,
+    stall: u64,
+    latency: Latency,
+    counts: Counts,
+    /// Ticks and requests of the turns that were timed.
+    timed: (u64, u64),
+    turns: u32,
+    in_flight: u32,
+    /// No further requests: what is in flight is waited for.
+    draining: bool,
+}
+
+impl<R: DriverRing> Engine<R> {
+    /// A generator for `disks`, with `depth` requests of `block_size` bytes in flight on each queue.
+    pub(crate) fn new(
+        clock: Clock,
+        disks: Vec<Disk<R>>,
+        depth: u16,
+        block_size: u32,
+        never_kick: bool,
+    ) -> Self {
+        let lanes = disks.iter().enumerate().flat_map(|(disk, there)| {
+            there.driver.queues.iter().enumerate().map(move |(queue, it)| {
+                let slots = vec![Slot::default(); usize::from(it.size())].into_boxed_slice();
+                Lane { disk, queue, slots }
+            })
+        });
+        let lanes = lanes.collect();
+        let stall = clock.ticks(STALL);
+        let latency = Latency::new(clock.ticks_per_second());
+        Self {
+            clock,
+            disks,
+            lanes,
+            depth,
+            block_size,
+            never_kick,
+            stall,
+            latency,
+            counts: Counts::default(),
+            timed: (0, 0),
+            turns: 0,
+            in_flight: 0,
+            draining: false,
+        }
+    }
+
+    /// Puts the next request on a queue. False when there is none.
+    #[inline]
+    fn submit(&mut self, lane: usize, now: Tick) -> bool {
+        let Lane { disk, queue, slots } = &mut self.lanes[lane];
+        let Disk { driver, target } = &mut self.disks[*disk];
+        let queue = &mut driver.queues[*queue];
+        // The depth fits into the ring, so there is a slot.
+        let Some(slot) = queue.next_slot() else { return false };
+        let Some(pick) = target.next() else { return false };
+        let data = if pick.write { target.stamp(&pick) } else { target.blank() };
+        if let Some(data) = data {
+            queue.write_data(slot, data);
+        }
+        let kind = if pick.write { kind::OUT } else { kind::IN };
+        slots[usize::from(slot)] = Slot { started: now, pick };
+        let submitted = queue.submit(Io { kind, sector: pick.sector, len: self.block_size }).is_some();
+        self.in_flight += u32::from(submitted);
+        submitted
+    }
+
+    #[inline]
+    fn finish(&mut self, lane: usize, done: Done, now: Tick) -> Result<(), RunError> {
+        let Lane { disk, queue, slots } = &self.lanes[lane];
+        let Slot { started, pick } = slots[usize::from(done.slot)];
+        let Disk { driver, target } = &mut self.disks[*disk];
+        let ok = done.status == status::OK;
+        self.latency.record(now.since(started));
+        self.counts.reads += u64::from(ok && !pick.write);
+        self.counts.writes += u64::from(ok && pick.write);
+        self.counts.errors += u64::from(!ok);
+        self.in_flight -= 1;
+        let (disk, queue) = (*disk, &driver.queues[*queue]);
+        let checked = target.done(&pick, ok, |data| queue.read_data(done.slot, data));
+        checked.map_err(|source| RunError::Verify { disk, source })
+    }
+
+    /// Takes what has finished on a queue and lets as much follow. How much it was, and when.
+    #[inline]
+    fn turn(&mut self, lane: usize) -> Result<Option<Tick>, RunError> {
+        let (disk, queue) = (self.lanes[lane].disk, self.lanes[lane].queue);
+        let poll = |engine: &mut Self| {
+            let polled = engine.disks[disk].driver.queues[queue].poll();
+            polled.map_err(|source| RunError::Ring { disk, queue, source })
+        };
+        let Some(first) = poll(self)? else { return Ok(None) };
+        let now = self.clock.now();
+        let (mut next, mut count) = (Some(first), 0);
+        while let Some(done) = next {
+            self.finish(lane, done, now)?;
+            if !self.draining {
+                self.submit(lane, now);
+            }
+            count += 1;
+            next = if count < BATCH { poll(self)? } else { None };
+        }
+        self.publish(disk, queue)?;
+        self.turns = self.turns.wrapping_add(1);
+        self.counts.turns += 1;
+        if self.turns.is_multiple_of(TIMED_TURNS) {
+            self.timed.0 += self.clock.now().since(now);
+            self.timed.1 += u64::from(count);
+        }
+        Ok(Some(now))
+    }
+
+    #[inline]
+    fn publish(&mut self, disk: usize, queue: usize) -> Result<(), RunError> {
+        let driver = &mut self.disks[disk].driver;
+        if self.never_kick {
+            driver.queues[queue].publish_quietly();
+            return Ok(());
+        }
+        if driver.queues[queue].publish() {
+            self.counts.kicks += 1;
+            let number = u16::try_from(queue).unwrap_or(0);
+            driver.transport.kick(number).map_err(|source| RunError::Kick { disk, source })?;
+        }
+        Ok(())
+    }
+
+    /// Fills every queue up to its depth.
+    fn fill(&mut self) -> Result<(), RunError> {
+        self.draining = false;
+        for lane in 0..self.lanes.len() {
+            let now = self.clock.now();
+            let mut filled = 0;
+            while filled < self.depth && self.submit(lane, now) {
+                filled += 1;
+            }
+            self.publish(self.lanes[lane].disk, self.lanes[lane].queue)?;
+        }
+        Ok(())
+    }
+
+    /// Turns until `is_over` says so at a time it is told.
+    fn until(&mut self, mut is_over: impl FnMut(&mut Self, Tick) -> bool) -> Result<(), RunError> {
+        let (mut idle, mut last) = (0_u32, self.clock.now());
+        loop {
+            for lane in 0..self.lanes.len() {
+                if let Some(now) = self.turn(lane)? {
+                    (idle, last) = (0, now);
+                    if is_over(self, now) {
+                        return Ok(());
+                    }
+                } else {
+                    idle += 1;
+                }
+            }
+            if idle >= IDLE_TURNS {
+                idle = 0;
+                let now = self.clock.now();
+                if now.since(last) > self.stall {
+                    return Err(RunError::Stalled { in_flight: self.in_flight });
+                }
+                if is_over(self, now) {
+                    return Ok(());
+                }
+            } else if idle > 0 {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Waits for what is in flight.
+    fn drain(&mut self) -> Result<(), RunError> {
+        self.draining = true;
+        if self.in_flight == 0 {
+            return Ok(());
+        }
+        self.until(|engine, _| engine.in_flight == 0)
+    }
+
+    /// Runs for a time, and takes back what was in flight.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub(crate) fn run(&mut self, schedule: &Schedule) -> Result<Outcome, RunError> {
+        let clock_cost = clock_cost(&self.clock);
+        self.fill()?;
+        let warm = self.clock.now().after(schedule.warmup);
+        self.until(|_, now| now >= warm)?;
+        self.latency.clear();
+        self.counts = Counts::default();
+        self.timed = (0, 0);
+        let start = self.clock.now();
+        let end = start.after(schedule.measured);
+        let mut samples = Vec::with_capacity(
+            usize::try_from(schedule.measured / schedule.interval.max(1)).unwrap_or(0) + 1,
+        );
+        let (mut next_sample, mut sampled) = (start.after(schedule.interval), 0);
+        let mut over = start;
+        self.until(|engine, now| {
+            while now >= next_sample && samples.len() < samples.capacity() {
+                let requests = engine.counts.requests();
+                samples.push(requests - sampled);
+                sampled = requests;
+                next_sample = next_sample.after(schedule.interval);
+            }
+            over = now;
+            now >= end
+        })?;
+        let (counts, timed) = (self.counts, self.timed);
+        let fresh = Latency::new(self.clock.ticks_per_second());
+        let latency = std::mem::replace(&mut self.latency, fresh);
+        self.drain()?;
+        let own_cost = if timed.1 == 0 {
+            0.0
+        } else {
+            let turns = timed.0 as f64 - clock_cost * (counts.turns / u64::from(TIMED_TURNS)) as f64;
+            turns.max(0.0) / timed.1 as f64
+        };
+        Ok(Outcome { counts, latency, elapsed: over.since(start), samples, own_cost })
+    }
+
+    /// Reads everything that was written and checks it. Requests that failed.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub(crate) fn read_back(&mut self) -> Result<u64, RunError> {
+        self.disks.iter_mut().for_each(|disk| disk.target.read_back());
+        self.counts = Counts::default();
+        self.fill()?;
+        if self.in_flight > 0 {
+            self.until(|engine, _| engine.in_flight == 0)?;
+        }
+        Ok(self.counts.errors)
+    }
+}
+
+/// Ticks that reading the clock takes: they are in every timed turn.
+fn clock_cost(clock: &Clock) -> f64 {
+    const ROUNDS: u32 = 1000;
+    let start = clock.now();
+    for _ in 0..ROUNDS {
+        std::hint::black_box(clock.now());
+    }
+    clock.now().since(start) as f64 / f64::from(ROUNDS)
+}

@@ -1,0 +1,45 @@
+//! `ringside-bench`: measures block devices behind vfio-user sockets, without a VM.
+//!
+//! One subcommand is one file or folder: [`load`] drives a disk, [`serve`] is a disk to drive where nothing else is
+//! there. Needs no root, no hugepages and no configuration.
+
+mod affinity;
+mod host;
+mod load;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "ringside-bench", version, about = "Measures block devices behind vfio-user sockets")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Drives virtio-blk disks from one core and prints what they do
+    Load(load::Args),
+    /// Serves one disk, for a load generator to drive
+    Serve(serve::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Load(args) => load::run(args),
+        Command::Serve(args) => serve::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            use std::io::Write;
+            // With nobody to read it there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "ringside-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Real Linux guests under QEMU on disks that the target serves.
+//!
+//! Guests here run without hardware virtualization, so each boot counts: a test does as much as fits into one.
+
+use ringside_tests::{Guest, Target};
+use serde_json::json;
+
+const MIB: u64 = 1 << 20;
+
+/// A target with one disk of so many MiB behind an endpoint `vfu.0` with two queues.
+fn target_with_disk(mib: u64, block_size: u64) -> Target {
+    let target = Target::start().unwrap();
+    let disk = json!({"name": "Malloc0", "num_blocks": mib * MIB / block_size, "block_size": block_size});
+    target.call("bdev_malloc_create", disk).unwrap();
+    let endpoint = json!({"name": "vfu.0", "bdev_name": "Malloc0", "num_queues": 2, "qsize": 256});
+    target.call("vfu_virtio_create_blk_endpoint", endpoint).unwrap();
+    target
+}
+
+#[test]
+fn guest_verifies_its_data_with_two_queues_and_checks_a_file_system() {
+    let target = target_with_disk(256, 512);
+    let guest = Guest::new("disk.sh")
+        .disk(target.endpoint("vfu.0"))
+        .env("SIZE_BYTES", &(256 * MIB).to_string())
+        .env("BLOCK_SIZE", "512")
+        .env("QUEUES", "2")
+        .env("DISCARD", "1");
+    guest.run().unwrap().assert_passed();
+}
+
+#[test]
+fn guest_verifies_its_data_on_blocks_of_4096_bytes() {
+    let target = target_with_disk(256, 4096);
+    let guest = Guest::new("disk.sh")
+        .disk(target.endpoint("vfu.0"))
+        .env("SIZE_BYTES", &(256 * MIB).to_string())
+        .env("BLOCK_SIZE", "4096")
+        .env("FILESYSTEMS", "ext4 xfs");
+    guest.run().unwrap().assert_passed();
+}
+
+#[test]
+fn data_is_still_there_after_the_guest_reboots_and_the_next_guest_finds_the_endpoint_ready() {
+    let target = target_with_disk(128, 512);
+    let reboot = || Guest::new("reboot.sh").arg("--allow-reboot").disk(target.endpoint("vfu.0"));
+    reboot().run().unwrap().assert_passed();
+    reboot().run().unwrap().assert_passed();
+}
+
+#[test]
+fn guest_sees_the_device_it_was_given() {
+    let target = target_with_disk(64, 512);
+    let guest = Guest::new("identify.sh")
+        .disk(target.endpoint("vfu.0"))
+        .env("PCI_ID", "1af4:1042")
+        .env("SERIAL", "Malloc0");
+    guest.run().unwrap().assert_passed();
+}

@@ -1,0 +1,195 @@
+//! The endpoints of the target: made and deleted on the RPC thread, each living on its reactors.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bdev::{Access, Registry};
+use reactor::{CoreMask, Group, Handle};
+use rustix::io::Errno;
+use tokio::sync::oneshot;
+use vfu::{
+    endpoint::{self, BindError, EndpointHandle, Listener, Spec},
+    virtio::{
+        blk::{Blk, BlkSpec, Events},
+        control::DoorbellMode,
+        transport::{MAX_QUEUES, VirtioPci, vectors},
+    },
+};
+
+/// Longest name of an endpoint, as SPDK has it (`SPDK_VFU_MAX_NAME_LEN` with its end).
+const MAX_NAME_LEN: usize = 62;
+/// Queues of a disk when nothing else, or nonsense, is asked for.
+const DEFAULT_QUEUES: u16 = 64;
+/// Entries of a queue when nothing else, or nonsense, is asked for.
+const DEFAULT_QUEUE_SIZE: u16 = 128;
+/// Most entries of a queue.
+const MAX_QUEUE_SIZE: u16 = 1024;
+/// Mode of an endpoint's socket: for its owner only.
+const SOCKET_MODE: u32 = 0o600;
+
+/// Why an endpoint cannot be made. The text is for the log; clients get that of the errno.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EndpointError {
+    /// Longer than [`MAX_NAME_LEN`], or with a slash in it.
+    #[error("\"{0}\" cannot be the name of an endpoint")]
+    Name(String, Errno),
+    /// There is one of this name.
+    #[error("endpoint {0} exists")]
+    Exists(String),
+    /// There is none of this name.
+    #[error("there is no endpoint {0}")]
+    Missing(String),
+    /// The mask does not parse, or names cores that the target does not run on.
+    #[error("cpumask {0}: the target does not run on all of these cores")]
+    Mask(String, Errno),
+    /// The bdev cannot be opened.
+    #[error("bdev: {0}")]
+    Bdev(#[from] bdev::Error),
+    /// The socket cannot be made.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The reactor takes no messages.
+    #[error("the reactor does not answer: {0}")]
+    Reactor(#[from] reactor::SendError),
+}
+
+impl EndpointError {
+    /// The errno whose text SPDK's clients get.
+    pub(crate) fn errno(&self) -> i32 {
+        let errno = match self {
+            Self::Name(_, errno) | Self::Mask(_, errno) => *errno,
+            Self::Exists(_) => Errno::EXIST,
+            Self::Missing(_) => Errno::NOENT,
+            Self::Bdev(error) => return error.errno(),
+            Self::Bind(BindError::TooLong(_)) => Errno::NAMETOOLONG,
+            Self::Bind(BindError::InUse(_)) => Errno::ADDRINUSE,
+            Self::Bind(BindError::NotASocket(_)) => Errno::EXIST,
+            Self::Bind(BindError::Create { source, .. }) => return source.raw_os_error().unwrap_or(5),
+            Self::Reactor(_) => Errno::AGAIN,
+        };
+        errno.raw_os_error()
+    }
+}
+
+/// What a virtio-blk endpoint is made of, as clients say it.
+#[derive(Debug)]
+pub(crate) struct BlkOptions {
+    /// Its name.
+    pub(crate) name: String,
+    /// The bdev behind it.
+    pub(crate) bdev_name: String,
+    /// Cores for its queues; all of the target's if absent.
+    pub(crate) cpumask: Option<String>,
+    /// Queues.
+    pub(crate) num_queues: Option<u16>,
+    /// Entries of a queue.
+    pub(crate) qsize: Option<u16>,
+    /// How kicks reach it.
+    pub(crate) doorbell: DoorbellMode,
+}
+
+struct Inner {
+    base: PathBuf,
+    by_name: BTreeMap<String, EndpointHandle>,
+}
+
+/// All endpoints.
+pub(crate) struct Endpoints {
+    reactors: Vec<Handle>,
+    inner: Mutex<Inner>,
+}
+
+impl Endpoints {
+    /// No endpoints yet; those to come have their sockets in `base`.
+    pub(crate) fn new(reactors: Vec<Handle>, base: PathBuf) -> Self {
+        Self { reactors, inner: Mutex::new(Inner { base, by_name: BTreeMap::new() }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the sockets of endpoints to come are made.
+    pub(crate) fn set_base(&self, base: PathBuf) {
+        self.lock().base = base;
+    }
+
+    /// The reactors of a mask; all of the target's without one.
+    fn reactors_of(&self, mask: Option<&str>) -> Result<(CoreMask, Vec<Handle>), EndpointError> {
+        let all: CoreMask = self.reactors.iter().map(Handle::core).collect();
+        let mask = match mask {
+            None => all,
+            Some(text) => text.parse().map_err(|_syntax| EndpointError::Mask(text.to_owned(), Errno::INVAL))?,
+        };
+        if !mask.is_subset(&all) {
+            return Err(EndpointError::Mask(mask.to_string(), Errno::PERM));
+        }
+        Ok((mask, self.reactors.iter().filter(|reactor| mask.contains(reactor.core())).cloned().collect()))
+    }
+
+    /// Makes a virtio-blk endpoint.
+    pub(crate) fn create_blk(&self, registry: &Registry, options: BlkOptions) -> Result<(), EndpointError> {
+        let BlkOptions { name, bdev_name, cpumask, num_queues, qsize, doorbell } = options;
+        if name.len() > MAX_NAME_LEN {
+            return Err(EndpointError::Name(name, Errno::NAMETOOLONG));
+        }
+        if name.is_empty() || name.contains('/') {
+            return Err(EndpointError::Name(name, Errno::INVAL));
+        }
+        let mut inner = self.lock();
+        inner.by_name.retain(|_, endpoint| endpoint.state() != endpoint::State::Gone);
+        if inner.by_name.contains_key(&name) {
+            return Err(EndpointError::Exists(name));
+        }
+        let (mask, reactors) = self.reactors_of(cpumask.as_deref())?;
+        let events = Arc::new(Events::default());
+        let descriptor = Arc::new(open(registry, &bdev_name, &events)?);
+        let listener = Listener::bind(&inner.base.join(&name), SOCKET_MODE)?;
+        let num_queues = num_queues.filter(|n| (1..=MAX_QUEUES).contains(n)).unwrap_or(DEFAULT_QUEUES);
+        let queue_size = qsize.filter(|n| (1..=MAX_QUEUE_SIZE).contains(n)).unwrap_or(DEFAULT_QUEUE_SIZE);
+        // A split ring has a power of two of entries (virtio 1.2, 2.7).
+        let queue_size = 1 << queue_size.max(2).ilog2();
+        let blk = BlkSpec { descriptor, events, num_queues, queue_size };
+        let path = listener.path().to_owned();
+        let handle = endpoint::start(Spec {
+            name: name.clone(),
+            listener,
+            reactors,
+            group: Group::new(name.clone(), mask),
+            vectors: vectors(num_queues),
+            model: Box::new(move |home, bus| {
+                Box::new(VirtioPci::new(Blk::new(blk), doorbell, home.clone(), Arc::clone(bus)))
+            }),
+        })?;
+        tracing::info!(endpoint = name, bdev = bdev_name, socket = %path.display(), num_queues, queue_size, "endpoint created");
+        inner.by_name.insert(name, handle);
+        Ok(())
+    }
+
+    /// Deletes an endpoint; the receiver is told when nothing of it is left.
+    pub(crate) fn delete(&self, name: &str) -> Result<oneshot::Receiver<()>, EndpointError> {
+        let endpoint =
+            self.lock().by_name.remove(name).ok_or_else(|| EndpointError::Missing(name.to_owned()))?;
+        let (gone, wait) = oneshot::channel();
+        // Nobody waits any more if the client has gone and the target is stopping.
+        endpoint.delete(move || {
+            let _ = gone.send(());
+        });
+        Ok(wait)
+    }
+
+    /// Deletes all of them.
+    pub(crate) fn delete_all(&self) -> Vec<oneshot::Receiver<()>> {
+        let names: Vec<String> = self.lock().by_name.keys().cloned().collect();
+        names.iter().filter_map(|name| self.delete(name).ok()).collect()
+    }
+}
+
+/// Opens the bdev for writing, or for reading where it cannot be written.
+fn open(registry: &Registry, name: &str, events: &Arc<Events>) -> Result<bdev::Descriptor, bdev::Error> {
+    let access = if registry.get(name)?.info().read_only { Access::Read } else { Access::ReadWrite };
+    registry.open(name, access, events.callback())
+}

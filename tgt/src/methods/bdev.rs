@@ -1,0 +1,87 @@
+//! bdev: the methods that concern every type.
+
+use std::{sync::Arc, time::Duration};
+
+use rpc::{Cli, Kind, Method, Param, Params, Pending, Prints, RpcError};
+use rustix::io::Errno;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
+
+use super::DECODE_FAILED;
+use crate::target::Target;
+
+pub(super) const METHODS: &[Method<Target>] = &[Method::later("bdev_get_bdevs", "bdev_core", get_bdevs)
+    .params(&[
+        Param::optional("name", Kind::String, "all bdevs", "Name, alias or UUID of the bdev")
+            .cli(Cli::Option("-b/--name")),
+        Param::optional(
+            "timeout",
+            Kind::U64,
+            "0",
+            "Time in ms to wait for the bdev with this name to appear",
+        )
+        .cli(Cli::Option("-t/--timeout")),
+    ])
+    .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
+    .help("Display current bdev list or required bdev")
+    .prints(Prints::Json)];
+
+/// The answer for an errno of a bdev.
+pub(super) fn failed(error: &bdev::Error) -> RpcError {
+    tracing::warn!(%error, "bdev method failed");
+    RpcError::errno(error.errno())
+}
+
+/// Deletes a bdev of a type; `true` when everyone has closed it and it is gone.
+pub(super) fn delete_of_type(target: &Arc<Target>, type_name: &'static str, params: Params) -> Pending {
+    #[derive(Deserialize)]
+    struct Delete {
+        name: String,
+    }
+    let (gone, wait) = tokio::sync::oneshot::channel();
+    let started = params.parse().and_then(|Delete { name }| {
+        // The client may have gone meanwhile; the bdev goes all the same.
+        let on_gone = move || {
+            let _ = gone.send(());
+        };
+        target.registry.delete_of_type(type_name, &name, on_gone).map_err(|error| failed(&error))
+    });
+    Box::pin(async move {
+        started?;
+        wait.await.map_err(|_dropped| RpcError::errno(Errno::IO.raw_os_error()))?;
+        Ok(true.into())
+    })
+}
+
+fn get_bdevs(target: Arc<Target>, params: Params) -> Pending {
+    #[derive(Deserialize)]
+    struct Get {
+        name: Option<String>,
+        timeout: Option<u64>,
+    }
+    Box::pin(async move {
+        let Get { name, timeout } = params.parse()?;
+        let Some(name) = name else {
+            let all: Result<Vec<Value>, _> =
+                target.registry.list().iter().map(|bdev| serde_json::to_value(bdev.describe())).collect();
+            return all.map(Value::from).map_err(|error| RpcError::internal(error.to_string()));
+        };
+        let deadline = Instant::now() + Duration::from_millis(timeout.unwrap_or(0));
+        loop {
+            // Listening before looking: a bdev that appears in between is not missed.
+            let appeared = target.bdev_appeared.notified();
+            match target.registry.get(&name) {
+                Ok(bdev) => {
+                    let one = serde_json::to_value(bdev.describe());
+                    return one
+                        .map(|one| vec![one].into())
+                        .map_err(|error| RpcError::internal(error.to_string()));
+                }
+                Err(error) if timeout.unwrap_or(0) == 0 => return Err(failed(&error)),
+                Err(_) if timeout_at(deadline, appeared).await.is_ok() => {}
+                Err(_) => return Err(RpcError::errno(Errno::TIMEDOUT.raw_os_error())),
+            }
+        }
+    })
+}

@@ -1,0 +1,71 @@
+//! bdev_null: disks that answer at once and keep nothing.
+
+use std::sync::Arc;
+
+use ::bdev::types::{Null, NullParams};
+use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints, RpcError};
+
+use super::{DECODE_FAILED, bdev};
+use crate::target::Target;
+
+pub(super) const METHODS: &[Method<Target>] = &[
+    Method::sync("bdev_null_create", "bdev_null", create)
+        .params(&[
+            Param::required("name", Kind::String, "block device name").cli(Cli::Positional),
+            Param::optional("uuid", Kind::Uuid, "random", "UUID of the bdev").cli(Cli::Option("-u/--uuid")),
+            Param::required("num_blocks", Kind::U64, "size of null bdev in MB (int > 0)")
+                .cli(Cli::BlocksFromMib { fractions: false }),
+            Param::required("block_size", Kind::U32, "data block size for this bdev").cli(Cli::Positional),
+            Param::optional(
+                "physical_block_size",
+                Kind::U32,
+                "block_size",
+                "physical block size of the device",
+            )
+            .cli(Cli::Option("-p/--physical-block-size")),
+            Param::optional("md_size", Kind::U32, "0", "metadata size for this bdev")
+                .cli(Cli::Option("-m/--md-size")),
+            Param::optional("dif_type", Kind::I32, "0", "protection information type")
+                .cli(Cli::Option("-t/--dif-type"))
+                .choices(&[0, 1, 2, 3]),
+            Param::optional("dif_pi_format", Kind::U32, "0", "protection information format")
+                .cli(Cli::Option("-f/--dif-pi-format"))
+                .choices(&[0, 1, 2]),
+            Param::optional(
+                "dif_is_head_of_md",
+                Kind::Bool,
+                "false",
+                "protection information at the head of metadata",
+            )
+            .cli(Cli::Flag("-d/--dif-is-head-of-md")),
+            Param::optional("preferred_write_granularity", Kind::U32, "0", "hint in blocks")
+                .cli(Cli::Option("--preferred-write-granularity")),
+            Param::optional("preferred_write_alignment", Kind::U32, "0", "hint in blocks")
+                .cli(Cli::Option("--preferred-write-alignment")),
+            Param::optional("optimal_write_size", Kind::U32, "0", "hint in blocks")
+                .cli(Cli::Option("--optimal-write-size")),
+            Param::optional("preferred_unmap_granularity", Kind::U32, "0", "hint in blocks")
+                .cli(Cli::Option("--preferred-unmap-granularity")),
+            Param::optional("preferred_unmap_alignment", Kind::U32, "0", "hint in blocks")
+                .cli(Cli::Option("--preferred-unmap-alignment")),
+        ])
+        .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
+        .help("Add a bdev with null backend")
+        .prints(Prints::Bare),
+    Method::later("bdev_null_delete", "bdev_null", delete)
+        .params(&[Param::required("name", Kind::String, "null bdev name").cli(Cli::Positional)])
+        .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
+        .help("Delete a null bdev"),
+];
+
+fn create(target: &Arc<Target>, params: Params) -> Outcome {
+    let params: NullParams = params.parse()?;
+    let name = params.name.clone();
+    let null = Null::new(params).map_err(|error| RpcError::new(error.code, error.message))?;
+    target.registry.register(Arc::new(null)).map_err(|error| bdev::failed(&error))?;
+    Ok(name.into())
+}
+
+fn delete(target: Arc<Target>, params: Params) -> Pending {
+    bdev::delete_of_type(&target, "null", params)
+}

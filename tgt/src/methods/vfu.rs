@@ -1,0 +1,110 @@
+//! vfu: endpoints for virtual machines.
+
+use std::{path::PathBuf, sync::Arc};
+
+use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, RpcError};
+use rustix::io::Errno;
+use serde::Deserialize;
+use vfu::virtio::control::DoorbellMode;
+
+use crate::{
+    endpoints::{BlkOptions, EndpointError},
+    target::Target,
+};
+
+/// What SPDK answers to bad params here.
+const INVALID: (i32, &str) = (-32602, "Invalid argument");
+
+pub(super) const METHODS: &[Method<Target>] = &[
+    Method::sync("vfu_tgt_set_base_path", "vfu", set_base_path)
+        .params(&[Param::required("path", Kind::String, "socket base path").cli(Cli::Positional)])
+        .bad_params(INVALID.0, INVALID.1)
+        .help("Set socket base path"),
+    Method::sync("vfu_virtio_create_blk_endpoint", "vfu", create_blk)
+        .params(&[
+            Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
+            Param::required("bdev_name", Kind::String, "block device name").cli(Cli::Option("--bdev-name")),
+            Param::optional("cpumask", Kind::String, "all cores", "CPU masks").cli(Cli::Option("--cpumask")),
+            Param::optional("num_queues", Kind::U16, "64", "number of vrings")
+                .cli(Cli::Option("--num-queues")),
+            Param::optional("qsize", Kind::U16, "128", "number of element for each vring")
+                .cli(Cli::Option("--qsize")),
+            Param::optional("packed_ring", Kind::Bool, "false", "enable packed ring")
+                .cli(Cli::Flag("--packed-ring")),
+            Param::optional(
+                "doorbell",
+                Kind::Enum(&["auto", "mapped", "trapped"]),
+                "auto",
+                "how kicks arrive: auto, mapped or trapped",
+            )
+            .cli(Cli::Option("--doorbell")),
+        ])
+        .bad_params(INVALID.0, INVALID.1)
+        .help("Create virtio-blk endpoint"),
+    Method::later("vfu_virtio_delete_endpoint", "vfu", delete)
+        .params(&[Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional)])
+        .bad_params(INVALID.0, INVALID.1)
+        .help("Delete the endpoint"),
+];
+
+fn failed(error: &EndpointError) -> RpcError {
+    tracing::warn!(%error, "endpoint method failed");
+    RpcError::params_errno(error.errno())
+}
+
+fn set_base_path(target: &Arc<Target>, params: Params) -> Outcome {
+    #[derive(Deserialize)]
+    struct Base {
+        path: PathBuf,
+    }
+    let Base { path } = params.parse()?;
+    target.endpoints.set_base(path);
+    Ok(true.into())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Doorbell {
+    Auto,
+    Mapped,
+    Trapped,
+}
+
+fn create_blk(target: &Arc<Target>, params: Params) -> Outcome {
+    #[derive(Deserialize)]
+    struct Create {
+        name: String,
+        bdev_name: String,
+        cpumask: Option<String>,
+        num_queues: Option<u16>,
+        qsize: Option<u16>,
+        packed_ring: Option<bool>,
+        doorbell: Option<Doorbell>,
+    }
+    let Create { name, bdev_name, cpumask, num_queues, qsize, packed_ring, doorbell } = params.parse()?;
+    if packed_ring == Some(true) {
+        tracing::warn!(endpoint = name, "packed rings are not served yet");
+        return Err(RpcError::params_errno(Errno::OPNOTSUPP.raw_os_error()));
+    }
+    let doorbell = match doorbell {
+        None | Some(Doorbell::Auto) => DoorbellMode::Auto,
+        Some(Doorbell::Mapped) => DoorbellMode::Mapped,
+        Some(Doorbell::Trapped) => DoorbellMode::Trapped,
+    };
+    let options = BlkOptions { name, bdev_name, cpumask, num_queues, qsize, doorbell };
+    target.endpoints.create_blk(&target.registry, options).map_err(|error| failed(&error))?;
+    Ok(true.into())
+}
+
+fn delete(target: Arc<Target>, params: Params) -> Pending {
+    #[derive(Deserialize)]
+    struct Delete {
+        name: String,
+    }
+    Box::pin(async move {
+        let Delete { name } = params.parse()?;
+        let gone = target.endpoints.delete(&name).map_err(|error| failed(&error))?;
+        gone.await.map_err(|_dropped| RpcError::params_errno(Errno::IO.raw_os_error()))?;
+        Ok(true.into())
+    })
+}

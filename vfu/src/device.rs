@@ -1,0 +1,113 @@
+//! What a device model is to the rest of this crate, and what it is given to work with.
+//!
+//! A model (virtio, NVMe) sees guest memory, interrupts and bdev channels; never a message of a front door. A front
+//! door ([`crate::endpoint`]) sees a [`Function`](crate::function::Function); never a queue.
+
+use std::{
+    os::fd::BorrowedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use reactor::{Group, Handle, Waker};
+
+use crate::{dma::Windows, irq::Irqs, pci::Layout};
+
+/// The wires between a device and its guest: shared by the endpoint and by every queue of the device.
+#[derive(Debug)]
+pub struct Bus {
+    /// Guest memory.
+    pub windows: Windows,
+    /// Interrupts.
+    pub irqs: Arc<Irqs>,
+    bus_master: AtomicBool,
+}
+
+impl Bus {
+    /// A bus for a device with so many MSI-X vectors, without memory, mastering off.
+    #[must_use]
+    pub fn new(vectors: u16) -> Self {
+        Self {
+            windows: Windows::default(),
+            irqs: Arc::new(Irqs::new(vectors)),
+            bus_master: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the device may reach guest memory (PCI Local Bus 3.0, 6.2.2: Bus Master).
+    #[must_use]
+    pub fn bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_bus_master(&self, on: bool) {
+        self.bus_master.store(on, Ordering::Release);
+    }
+}
+
+/// Whether something a model was told to do has been done by all of its queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Done.
+    Done,
+    /// Queues are still at it; the model's [`Home::waker`] is woken when that changes.
+    Pending,
+}
+
+/// Where a device model lives, and where its queues may go.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// Wakes the endpoint's poller, which then asks [`DeviceModel::progress`].
+    pub waker: Waker,
+    /// The reactors of the endpoint's cpumask; queue n goes to reactor n modulo their number.
+    pub reactors: Vec<Handle>,
+    /// The endpoint, as SPDK's clients see a thread.
+    pub group: Group,
+}
+
+/// A part of a BAR that the guest may map.
+#[derive(Debug)]
+pub struct Mappable<'a> {
+    /// The file behind it.
+    pub fd: BorrowedFd<'a>,
+    /// Where the BAR starts in the file.
+    pub fd_offset: u64,
+    /// Where the part starts in the BAR; a multiple of the page size.
+    pub offset: u64,
+    /// Bytes; a multiple of the page size.
+    pub size: u64,
+}
+
+/// A device behind a PCI function.
+///
+/// Every method runs on the endpoint's reactor, and none of them blocks: what has to wait for queues on other reactors
+/// is started, and [`Self::progress`] tells when it is done. The caller starts nothing new before that.
+pub trait DeviceModel {
+    /// What the device is, as PCI. Never changes.
+    fn layout(&self) -> &Layout;
+
+    /// The guest reads a BAR. The range was checked against the BAR's size.
+    fn read(&mut self, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// The guest writes a BAR. The range was checked against the BAR's size.
+    fn write(&mut self, bar: u8, offset: u64, data: &[u8]);
+
+    /// The part of a BAR that can be mapped; at most one per BAR, as QEMU takes one descriptor per region.
+    fn mappable(&self, bar: u8) -> Option<Mappable<'_>>;
+
+    /// Which vendor capability, counted from zero, is a window into the BARs (virtio 1.2, 4.1.4.9).
+    fn window_cap(&self) -> Option<usize> {
+        None
+    }
+
+    /// Memory, interrupts or bus mastering changed: every queue takes them anew.
+    fn sync(&mut self);
+
+    /// Starts a reset to power-on state.
+    fn reset(&mut self);
+
+    /// Moves what was started on as far as it goes now.
+    fn progress(&mut self) -> Progress;
+}

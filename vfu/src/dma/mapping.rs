@@ -1,0 +1,111 @@
+//! A file range mapped into our address space, unmapped when its last owner is gone.
+#![expect(unsafe_code, reason = "mmap and munmap of client memory")]
+
+use std::{
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    ptr::{self, NonNull},
+};
+
+use rustix::{
+    io::Errno,
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+};
+
+/// What a device may do with a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// It may read.
+    pub read: bool,
+    /// It may write.
+    pub write: bool,
+}
+
+/// A shared mapping of a part of a client's file.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: NonZeroUsize,
+}
+
+// SAFETY: the struct is a range of addresses that stays mapped until it is dropped; nothing in it belongs to a thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; access to the bytes goes through `Slice`, which uses volatile and atomic operations only.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from `offset` on.
+    ///
+    /// # Errors
+    /// `EINVAL` for an empty range, an offset that is not page-aligned, or a range that the file does not cover (an
+    /// access behind its end would be SIGBUS); else what `mmap` says.
+    pub fn new(file: impl AsFd, offset: u64, len: u64, protection: Protection) -> Result<Self, Errno> {
+        let size = rustix::fs::fstat(&file)?.st_size;
+        let end = offset.checked_add(len).ok_or(Errno::INVAL)?;
+        if u64::try_from(size).map_or(true, |size| end > size) {
+            return Err(Errno::INVAL);
+        }
+        let len = usize::try_from(len).ok().and_then(NonZeroUsize::new).ok_or(Errno::INVAL)?;
+        let mut flags = ProtFlags::empty();
+        flags.set(ProtFlags::READ, protection.read);
+        flags.set(ProtFlags::WRITE, protection.write);
+        // SAFETY: no address is asked for, so no existing mapping is touched.
+        let base = unsafe { mmap(ptr::null_mut(), len.get(), flags, MapFlags::SHARED, file, offset)? };
+        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
+        let mapping = Self { base, len };
+        // A core dump of the target shall not hold the memory of its guests. Advice only: a kernel that cannot, may not.
+        // SAFETY: the range is the mapping just made.
+        let _ = unsafe { madvise(mapping.base.as_ptr().cast(), len.get(), Advice::LinuxDontDump) };
+        Ok(mapping)
+    }
+
+    /// The first byte.
+    #[must_use]
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Bytes; never zero.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> usize {
+        self.len.get()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new` and nobody else unmaps it; whoever holds a pointer into it holds an
+        // `Arc` of this mapping, so there is none left.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len.get()) };
+        debug_assert!(unmapped.is_ok(), "munmap of an own mapping: {unmapped:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: Protection = Protection { read: true, write: true };
+
+    fn memfd(len: u64) -> std::os::fd::OwnedFd {
+        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::empty()).unwrap();
+        rustix::fs::ftruncate(&fd, len).unwrap();
+        fd
+    }
+
+    #[test]
+    fn range_behind_the_end_of_the_file_is_refused() {
+        let file = memfd(8192);
+        assert_eq!(Mapping::new(&file, 4096, 8192, BOTH).unwrap_err(), Errno::INVAL);
+        assert_eq!(Mapping::new(&file, u64::MAX - 4095, 8192, BOTH).unwrap_err(), Errno::INVAL);
+        assert_eq!(Mapping::new(&file, 4096, 4096, BOTH).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn empty_and_unaligned_ranges_are_refused() {
+        let file = memfd(8192);
+        assert_eq!(Mapping::new(&file, 0, 0, BOTH).unwrap_err(), Errno::INVAL);
+        assert_eq!(Mapping::new(&file, 17, 4096, BOTH).unwrap_err(), Errno::INVAL);
+    }
+}

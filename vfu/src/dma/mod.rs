@@ -1,0 +1,19 @@
+//! Guest memory: the windows a client maps, and how a device reaches what is behind them.
+//!
+//! A client offers windows of its address space ([`Windows::map`]). Each queue works on its own snapshot of them
+//! ([`View`]), taken when it starts and again when the windows change, so looking up an address takes no lock. A window
+//! lives as long as any snapshot that holds it: memory a request points into cannot be unmapped under it, whatever the
+//! client does. That an unmap is answered only after the requests are gone is the endpoint's business, not safety's.
+//!
+//! Guest memory is never a Rust reference: the guest writes it at any time. It is read once, by volatile or atomic
+//! access, through [`Slice`].
+
+mod mapping;
+mod slice;
+mod view;
+mod windows;
+
+pub use mapping::{Mapping, Protection};
+pub use slice::{Slice, Span};
+pub use view::{Fault, View};
+pub use windows::{MapError, UnmapError, Window, Windows};

@@ -1,0 +1,141 @@
+//! Contiguous pieces of guest memory, and the only ways to touch them: volatile copies and atomics.
+#![expect(unsafe_code, reason = "access to memory that a guest writes at the same time")]
+
+use std::{
+    marker::PhantomData,
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::Mapping;
+
+/// A piece of guest memory, borrowed from whatever keeps its window mapped.
+///
+/// Offsets are checked against the piece's length on every access, and an access outside is a bug of the caller, not
+/// of the guest: it panics. What a guest says is checked before it becomes an offset.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a> {
+    base: NonNull<u8>,
+    len: usize,
+    window: PhantomData<&'a Mapping>,
+}
+
+impl<'a> Slice<'a> {
+    /// # Safety
+    /// `base..base + len` is mapped, and stays so for `'a`.
+    pub(super) unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
+        Self { base, len, window: PhantomData }
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    #[inline]
+    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(offset <= self.len && len <= self.len - offset, "{len} bytes at {offset} of {}", self.len);
+        // SAFETY: the offset is inside the piece, as just checked.
+        unsafe { self.base.add(offset) }
+    }
+
+    /// Reads a value, once. Its parts may be of different times; the guest may be writing them.
+    #[inline]
+    #[must_use]
+    pub fn read<T: FromBytes + Copy>(&self, offset: usize) -> T {
+        let from = self.at(offset, size_of::<T>()).cast::<T>();
+        if from.is_aligned() {
+            // SAFETY: the bytes are mapped (`at`) and aligned, and any bytes make a T.
+            unsafe { from.read_volatile() }
+        } else {
+            // SAFETY: the bytes are mapped (`at`), this read asks for no alignment, and any bytes make a T.
+            unsafe { from.read_unaligned() }
+        }
+    }
+
+    /// Writes a value.
+    #[inline]
+    pub fn write<T: IntoBytes + Immutable + Copy>(&self, offset: usize, value: T) {
+        let to = self.at(offset, size_of::<T>()).cast::<T>();
+        if to.is_aligned() {
+            // SAFETY: the bytes are mapped (`at`) and aligned.
+            unsafe { to.write_volatile(value) };
+        } else {
+            // SAFETY: the bytes are mapped (`at`); this write asks for no alignment.
+            unsafe { to.write_unaligned(value) };
+        }
+    }
+
+    /// Copies out.
+    pub fn copy_to(&self, offset: usize, to: &mut [u8]) {
+        let from = self.at(offset, to.len());
+        // SAFETY: the source is mapped (`at`); the target is ours alone, so they do not overlap.
+        unsafe { from.copy_to_nonoverlapping(NonNull::from(&mut *to).cast(), to.len()) };
+    }
+
+    /// Copies in.
+    pub fn copy_from(&self, offset: usize, from: &[u8]) {
+        let to = self.at(offset, from.len());
+        // SAFETY: the target is mapped (`at`); the source is ours alone, so they do not overlap.
+        unsafe { NonNull::from(from).cast::<u8>().copy_to_nonoverlapping(to, from.len()) };
+    }
+
+    fn atomic_u16(&self, offset: usize) -> &AtomicU16 {
+        let at = self.at(offset, size_of::<u16>()).cast::<u16>();
+        assert!(at.is_aligned(), "an index of a ring lies at an odd address");
+        // SAFETY: mapped (`at`), aligned, and touched by atomic or volatile accesses only.
+        unsafe { AtomicU16::from_ptr(at.as_ptr()) }
+    }
+
+    /// Loads a 16-bit index that the guest stores.
+    #[inline]
+    #[must_use]
+    pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
+        self.atomic_u16(offset).load(order)
+    }
+
+    /// Stores a 16-bit index that the guest loads.
+    #[inline]
+    pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        self.atomic_u16(offset).store(value, order);
+    }
+}
+
+/// A piece of guest memory that keeps its own window mapped.
+#[derive(Clone, Debug)]
+pub struct Span {
+    window: Arc<Mapping>,
+    offset: usize,
+    len: usize,
+}
+
+impl Span {
+    pub(super) fn new(window: Arc<Mapping>, offset: usize, len: usize) -> Self {
+        assert!(offset <= window.len() && len <= window.len() - offset);
+        Self { window, offset, len }
+    }
+
+    /// The bytes.
+    #[inline]
+    #[must_use]
+    pub fn slice(&self) -> Slice<'_> {
+        // SAFETY: inside the mapping (`new`), which lives as long as `self`.
+        unsafe { Slice::new(self.window.base().add(self.offset), self.len) }
+    }
+}

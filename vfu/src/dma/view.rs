@@ -1,0 +1,247 @@
+//! One queue's snapshot of the windows: guest addresses in, memory out.
+#![expect(unsafe_code, reason = "builds the IoVecs and Slices that stand for guest memory")]
+
+use std::{cell::Cell, sync::Arc};
+
+use bdev::IoVec;
+
+use super::{Slice, Span, Window, Windows};
+
+/// An address the device may not use like this: outside every window, behind a window without memory, or against the
+/// window's protection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("guest address {0:#x} is not reachable")]
+pub struct Fault(pub u64);
+
+/// What the device wants to do with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// A snapshot of the windows, with a hint at the one used last.
+///
+/// One per queue, on the queue's thread. An [`IoVec`] made here points into memory that this view keeps mapped: the
+/// queue takes a new snapshot ([`View::refresh`]) only when no request is in flight, or when nothing was unmapped.
+#[derive(Debug)]
+pub struct View {
+    windows: Arc<[Window]>,
+    hint: Cell<usize>,
+    generation: u64,
+}
+
+impl View {
+    /// The windows as they are now.
+    #[must_use]
+    pub fn new(windows: &Windows) -> Self {
+        let (windows, generation) = windows.snapshot();
+        Self { windows, hint: Cell::new(0), generation }
+    }
+
+    /// Takes the windows as they are now. The caller has no request in flight.
+    pub fn refresh(&mut self, windows: &Windows) {
+        *self = Self::new(windows);
+    }
+
+    /// The change count of this snapshot, see [`Windows::generation`].
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    #[inline]
+    fn find(&self, address: u64) -> Result<&Window, Fault> {
+        if let Some(window) = self.windows.get(self.hint.get())
+            && address >= window.start
+            && address <= window.last
+        {
+            return Ok(window);
+        }
+        self.search(address)
+    }
+
+    #[cold]
+    fn search(&self, address: u64) -> Result<&Window, Fault> {
+        let at = self.windows.partition_point(|window| window.last < address);
+        let window = self.windows.get(at).filter(|window| window.start <= address).ok_or(Fault(address))?;
+        self.hint.set(at);
+        Ok(window)
+    }
+
+    /// The longest contiguous piece from `address` on, at most `len` bytes, at least one.
+    #[inline]
+    fn piece(&self, address: u64, len: usize, access: Access) -> Result<Slice<'_>, Fault> {
+        let window = self.find(address)?;
+        let allowed = match access {
+            Access::Read => window.protection.read,
+            Access::Write => window.protection.write,
+        };
+        let Some(mapping) = window.mapping.as_ref().filter(|_| allowed) else { return Err(Fault(address)) };
+        let offset = (address - window.start) as usize;
+        let len = len.min(mapping.len() - offset);
+        // SAFETY: a mapping is as long as its window, and the address is inside the window, so offset and length are
+        // inside the mapping; the snapshot, which `'_` borrows, holds the mapping.
+        Ok(unsafe { Slice::new(mapping.base().add(offset), len) })
+    }
+
+    fn walk<'a>(
+        &'a self,
+        address: u64,
+        len: usize,
+        access: Access,
+        mut each: impl FnMut(usize, Slice<'a>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < len {
+            let at = address.checked_add(done as u64).ok_or(Fault(address))?;
+            let piece = self.piece(at, len - done, access)?;
+            each(done, piece)?;
+            done += piece.len();
+        }
+        Ok(())
+    }
+
+    /// Appends the memory of `address..address + len` to `out`: one IoVec, or more where the range spans windows.
+    ///
+    /// # Errors
+    /// [`Fault`] where a part is not reachable, or where `out` is at its capacity: it never grows.
+    #[inline]
+    pub fn translate(
+        &self,
+        address: u64,
+        len: u32,
+        device_writes: bool,
+        out: &mut Vec<IoVec>,
+    ) -> Result<(), Fault> {
+        let access = if device_writes { Access::Write } else { Access::Read };
+        self.walk(address, len as usize, access, |_, piece| {
+            if out.len() == out.capacity() {
+                return Err(Fault(address));
+            }
+            // SAFETY: the piece is mapped as long as this snapshot lives; the queue keeps it until every request that
+            // was built from it is reaped (see `View`).
+            out.push(unsafe { IoVec::new(piece.as_ptr(), piece.len()) });
+            Ok(())
+        })
+    }
+
+    /// Copies from guest memory.
+    ///
+    /// # Errors
+    /// [`Fault`], with a part of `to` maybe written.
+    #[inline]
+    pub fn read(&self, address: u64, to: &mut [u8]) -> Result<(), Fault> {
+        self.walk(address, to.len(), Access::Read, |done, piece| {
+            piece.copy_to(0, &mut to[done..done + piece.len()]);
+            Ok(())
+        })
+    }
+
+    /// Copies to guest memory.
+    ///
+    /// # Errors
+    /// [`Fault`], with a part maybe written.
+    #[inline]
+    pub fn write(&self, address: u64, from: &[u8]) -> Result<(), Fault> {
+        self.walk(address, from.len(), Access::Write, |done, piece| {
+            piece.copy_from(0, &from[done..done + piece.len()]);
+            Ok(())
+        })
+    }
+
+    /// The range as one piece for the device to read, or nothing where it spans windows.
+    ///
+    /// # Errors
+    /// [`Fault`] where its start is not reachable.
+    #[inline]
+    pub fn slice(&self, address: u64, len: usize) -> Result<Option<Slice<'_>>, Fault> {
+        let piece = self.piece(address, len, Access::Read)?;
+        Ok((piece.len() == len).then_some(piece))
+    }
+
+    /// The range as one piece that keeps its window mapped: for rings.
+    ///
+    /// # Errors
+    /// [`Fault`] where the range is not inside one window with memory, or not `writable` though asked for.
+    pub fn span(&self, address: u64, len: usize, writable: bool) -> Result<Span, Fault> {
+        let access = if writable { Access::Write } else { Access::Read };
+        if self.piece(address, len, access)?.len() < len {
+            return Err(Fault(address));
+        }
+        let window = self.find(address)?;
+        let mapping = window.mapping.as_ref().ok_or(Fault(address))?;
+        Ok(Span::new(Arc::clone(mapping), (address - window.start) as usize, len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dma::Protection;
+
+    const BOTH: Protection = Protection { read: true, write: true };
+    const READ: Protection = Protection { read: true, write: false };
+
+    /// Two windows side by side that are apart in their file, a read-only one, and one without memory.
+    fn windows() -> Windows {
+        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::empty()).unwrap();
+        rustix::fs::ftruncate(&file, 0x10000).unwrap();
+        let windows = Windows::default();
+        windows.map(0x1000, 0x1000, BOTH, Some((file.try_clone().unwrap(), 0x8000))).unwrap();
+        windows.map(0x2000, 0x1000, BOTH, Some((file.try_clone().unwrap(), 0))).unwrap();
+        windows.map(0x4000, 0x1000, READ, Some((file, 0x4000))).unwrap();
+        windows.map(0x6000, 0x1000, BOTH, None).unwrap();
+        windows
+    }
+
+    #[test]
+    fn bytes_written_across_two_windows_come_back() {
+        let view = View::new(&windows());
+        let text = [7_u8; 0x100];
+        view.write(0x1f80, &text).unwrap();
+        let mut back = [0; 0x100];
+        view.read(0x1f80, &mut back).unwrap();
+        assert_eq!(back, text);
+    }
+
+    #[test]
+    fn range_over_two_windows_is_two_iovecs() {
+        let view = View::new(&windows());
+        let mut out = Vec::with_capacity(4);
+        view.translate(0x1800, 0x1000, true, &mut out).unwrap();
+        assert_eq!(out.iter().map(IoVec::len).collect::<Vec<_>>(), vec![0x800, 0x800]);
+    }
+
+    #[test]
+    fn list_never_grows() {
+        let view = View::new(&windows());
+        let mut out = Vec::with_capacity(1);
+        assert_eq!(view.translate(0x1800, 0x1000, true, &mut out), Err(Fault(0x1800)));
+    }
+
+    #[test]
+    fn unreachable_addresses_fault() {
+        let view = View::new(&windows());
+        let mut out = Vec::with_capacity(4);
+        for (address, len, write) in [
+            (0, 1, false),
+            (0x0fff, 2, false),
+            (0x2fff, 2, false),
+            (0x4000, 1, true),
+            (0x6000, 1, false),
+            (u64::MAX, 2, false),
+        ] {
+            assert!(view.translate(address, len, write, &mut out).is_err(), "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn span_stays_readable_after_the_unmap() {
+        let windows = windows();
+        let span = View::new(&windows).span(0x1000, 0x100, true).unwrap();
+        span.slice().write(8, 0x1234_u16);
+        windows.clear();
+        assert_eq!(span.slice().read::<u16>(8), 0x1234);
+    }
+}

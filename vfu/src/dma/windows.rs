@@ -1,0 +1,258 @@
+//! The windows of one client: mapped and unmapped on the endpoint's reactor, read as snapshots by the queues.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::io::Errno;
+
+use super::{Mapping, Protection};
+use crate::wire::version::MAX_DMA_MAPS;
+
+/// One window: a range of guest addresses and what is behind it.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// First guest address.
+    pub start: u64,
+    /// Last guest address; a window may end at the top of the address space.
+    pub last: u64,
+    /// What the device may do with it.
+    pub protection: Protection,
+    /// The memory, or nothing where the client passed no file (private RAM, ROM): only messages reach that.
+    pub mapping: Option<Arc<Mapping>>,
+    /// Device, inode and offset of the file behind it, to tell a window mapped again from another one.
+    source: Option<(u64, u64, u64)>,
+}
+
+impl Window {
+    fn overlaps(&self, start: u64, last: u64) -> bool {
+        self.start <= last && start <= self.last
+    }
+}
+
+/// Why a window is not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// No bytes, or more than the address space holds.
+    #[error("the range is empty or wraps")]
+    Range,
+    /// It overlaps one that is there (vfio-user: DMA_MAP).
+    #[error("the range overlaps a window")]
+    Overlap,
+    /// The client has [`MAX_DMA_MAPS`] windows.
+    #[error("more than {MAX_DMA_MAPS} windows")]
+    TooMany,
+    /// The file cannot be mapped like this.
+    #[error("mapping the file failed: {0}")]
+    Map(Errno),
+}
+
+impl From<MapError> for Errno {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::Range => Self::INVAL,
+            MapError::Overlap => Self::EXIST,
+            MapError::TooMany => Self::NOSPC,
+            MapError::Map(errno) => errno,
+        }
+    }
+}
+
+/// Why a range is not unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnmapError {
+    /// The range is empty, wraps, or cuts a window in two.
+    #[error("the range is empty, wraps, or cuts a window")]
+    Range,
+    /// There is nothing in the range.
+    #[error("no window in the range")]
+    Missing,
+}
+
+impl From<UnmapError> for Errno {
+    fn from(error: UnmapError) -> Self {
+        match error {
+            UnmapError::Range => Self::INVAL,
+            UnmapError::Missing => Self::NOENT,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By start address; no two overlap.
+    windows: Vec<Window>,
+    /// What [`Windows::snapshot`] hands out until the next change. Made on demand: a burst of maps copies once.
+    snapshot: Option<Arc<[Window]>>,
+    /// Counts changes; see [`Windows::generation`].
+    generation: u64,
+}
+
+/// The windows of one client.
+#[derive(Debug, Default)]
+pub struct Windows(Mutex<Inner>);
+
+impl Windows {
+    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        // A poisoned lock is still a sorted list: every change below is complete before it is visible.
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Maps `size` bytes at guest address `start`, behind which is `file` from `offset` on.
+    ///
+    /// An identical window may be mapped again and again: clients do so after a reset.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    pub fn map(
+        &self,
+        start: u64,
+        size: u64,
+        protection: Protection,
+        file: Option<(OwnedFd, u64)>,
+    ) -> Result<(), MapError> {
+        let last = size.checked_sub(1).and_then(|more| start.checked_add(more)).ok_or(MapError::Range)?;
+        let source = file.as_ref().map(|(file, offset)| {
+            rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino, *offset)).map_err(MapError::Map)
+        });
+        let source = source.transpose()?;
+        self.with(|inner| {
+            let at = inner.windows.partition_point(|window| window.last < start);
+            if let Some(there) = inner.windows.get(at).filter(|window| window.overlaps(start, last)) {
+                let same = there.start == start
+                    && there.last == last
+                    && there.protection == protection
+                    && there.source == source;
+                return if same { Ok(()) } else { Err(MapError::Overlap) };
+            }
+            if inner.windows.len() >= MAX_DMA_MAPS as usize {
+                return Err(MapError::TooMany);
+            }
+            let mapping = file
+                .map(|(file, offset)| Mapping::new(file, offset, size, protection).map(Arc::new))
+                .transpose()
+                .map_err(MapError::Map)?;
+            inner.windows.insert(at, Window { start, last, protection, mapping, source });
+            inner.changed();
+            Ok(())
+        })
+    }
+
+    /// Unmaps every window in the range. QEMU behind a vIOMMU unmaps ranges that hold many windows, or none.
+    ///
+    /// # Errors
+    /// See [`UnmapError`].
+    pub fn unmap(&self, start: u64, size: u64) -> Result<(), UnmapError> {
+        let last = size.checked_sub(1).and_then(|more| start.checked_add(more)).ok_or(UnmapError::Range)?;
+        self.with(|inner| {
+            let from = inner.windows.partition_point(|window| window.last < start);
+            let to = inner.windows.partition_point(|window| window.start <= last);
+            let hit = &inner.windows[from..to];
+            let (Some(first), Some(end)) = (hit.first(), hit.last()) else { return Err(UnmapError::Missing) };
+            if first.start < start || end.last > last {
+                return Err(UnmapError::Range);
+            }
+            inner.windows.drain(from..to);
+            inner.changed();
+            Ok(())
+        })
+    }
+
+    /// Unmaps everything.
+    pub fn clear(&self) {
+        self.with(|inner| {
+            inner.windows.clear();
+            inner.changed();
+        });
+    }
+
+    /// The windows as they are now, and the count of changes that led there.
+    #[must_use]
+    pub fn snapshot(&self) -> (Arc<[Window]>, u64) {
+        self.with(|inner| {
+            let windows = inner.snapshot.get_or_insert_with(|| inner.windows.as_slice().into()).clone();
+            (windows, inner.generation)
+        })
+    }
+
+    /// Counts changes: a queue that has acknowledged this number holds nothing that was unmapped before it.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.with(|inner| inner.generation)
+    }
+
+    /// Number of windows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.with(|inner| inner.windows.len())
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Inner {
+    fn changed(&mut self) {
+        self.snapshot = None;
+        self.generation += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: Protection = Protection { read: true, write: true };
+
+    fn bare(windows: &Windows, start: u64, size: u64) -> Result<(), MapError> {
+        windows.map(start, size, BOTH, None)
+    }
+
+    #[test]
+    fn overlapping_window_is_refused_and_an_identical_one_is_not() {
+        let windows = Windows::default();
+        bare(&windows, 0x1000, 0x1000).unwrap();
+
+        assert_eq!(bare(&windows, 0x1000, 0x1000), Ok(()));
+        assert_eq!(bare(&windows, 0x1fff, 0x1000), Err(MapError::Overlap));
+        assert_eq!(bare(&windows, 0, 0x1001), Err(MapError::Overlap));
+        assert_eq!(bare(&windows, 0, 0x1000), Ok(()));
+        assert_eq!(windows.len(), 2);
+    }
+
+    #[test]
+    fn empty_and_wrapping_ranges_are_refused_and_the_top_of_the_space_is_not() {
+        let windows = Windows::default();
+        assert_eq!(bare(&windows, 0x1000, 0), Err(MapError::Range));
+        assert_eq!(bare(&windows, u64::MAX, 2), Err(MapError::Range));
+        assert_eq!(bare(&windows, u64::MAX - 4095, 4096), Ok(()));
+    }
+
+    #[test]
+    fn unmap_takes_whole_windows_only() {
+        let windows = Windows::default();
+        for start in [0x1000, 0x2000, 0x5000] {
+            bare(&windows, start, 0x1000).unwrap();
+        }
+        assert_eq!(windows.unmap(0x1800, 0x1000), Err(UnmapError::Range));
+        assert_eq!(windows.unmap(0x3000, 0x1000), Err(UnmapError::Missing));
+        assert_eq!(windows.unmap(0, 0x4000), Ok(()));
+        assert_eq!(windows.len(), 1);
+    }
+
+    #[test]
+    fn snapshot_outlives_the_unmap() {
+        let windows = Windows::default();
+        bare(&windows, 0x1000, 0x1000).unwrap();
+        let (before, generation) = windows.snapshot();
+        windows.unmap(0x1000, 0x1000).unwrap();
+
+        assert_eq!(before.len(), 1);
+        assert!(windows.snapshot().0.is_empty());
+        assert!(windows.generation() > generation);
+    }
+}

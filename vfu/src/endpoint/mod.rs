@@ -1,0 +1,269 @@
+//! An endpoint: one socket, one device, one vfio-user client at a time.
+//!
+//! A poller on its home reactor, asleep until its socket has something. It accepts a client, serves it ([`session`]),
+//! and when the client is gone puts the device back to power-on and waits for the next. Further clients wait in the
+//! socket's backlog: a VMM that restarts may come back before the end of its old connection was seen.
+
+mod access;
+mod info;
+mod irqs;
+mod listener;
+mod memory;
+mod session;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, Spin, Tick, Waker, Watch, Work};
+use rustix::net::{SocketFlags, accept_with};
+
+pub use listener::{BindError, Listener};
+use session::{End, Session};
+
+use crate::{
+    device::{Bus, DeviceModel, Home, Progress},
+    function::Function,
+};
+
+/// Makes a device model on the endpoint's reactor.
+pub type BuildModel = Box<dyn FnOnce(&Home, &Arc<Bus>) -> Box<dyn DeviceModel> + Send>;
+
+/// What an endpoint is made of.
+pub struct Spec {
+    /// Its name, also the last part of its socket's path.
+    pub name: String,
+    /// Its socket, bound already.
+    pub listener: Listener,
+    /// The reactors of its cpumask; the first is its home.
+    pub reactors: Vec<Handle>,
+    /// The endpoint, as SPDK's clients see a thread.
+    pub group: reactor::Group,
+    /// MSI-X vectors of the device.
+    pub vectors: u16,
+    /// Makes the device.
+    pub model: BuildModel,
+}
+
+/// What has become of an endpoint, for its owner on another thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It waits for a client.
+    Listening,
+    /// A client is connected.
+    Connected,
+    /// It is gone, as asked for or after a fault.
+    Gone,
+}
+
+type GoneHook = Box<dyn FnOnce() + Send>;
+
+struct Shared {
+    state: Mutex<(State, Vec<GoneHook>)>,
+    delete: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Shared {
+    fn set(&self, state: State) {
+        let hooks = {
+            let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            guard.0 = state;
+            if state == State::Gone { std::mem::take(&mut guard.1) } else { Vec::new() }
+        };
+        for hook in hooks {
+            hook();
+        }
+    }
+}
+
+/// The owner's hold on an endpoint. Dropping it does not delete the endpoint.
+#[derive(Clone)]
+pub struct EndpointHandle {
+    shared: Arc<Shared>,
+    path: PathBuf,
+}
+
+impl EndpointHandle {
+    /// What has become of it.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// The path of its socket.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// Tells it to go. `gone` is called on its reactor when every queue has stopped and the socket is removed; at once
+    /// when it is gone already.
+    pub fn delete(&self, gone: impl FnOnce() + Send + 'static) {
+        let mut guard = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard.0 == State::Gone {
+            drop(guard);
+            gone();
+            return;
+        }
+        guard.1.push(Box::new(gone));
+        drop(guard);
+        self.shared.delete.store(true, Ordering::Release);
+        if let Some(waker) = &*self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+            waker.wake();
+        }
+    }
+}
+
+/// Starts an endpoint on its home reactor.
+///
+/// # Errors
+/// The reactor's, when it is overloaded with messages or stopping; the socket is then removed again.
+pub fn start(spec: Spec) -> Result<EndpointHandle, reactor::SendError> {
+    let shared = Arc::new(Shared {
+        state: Mutex::new((State::Listening, Vec::new())),
+        delete: AtomicBool::new(false),
+        waker: Mutex::new(None),
+    });
+    let handle = EndpointHandle { shared: Arc::clone(&shared), path: spec.listener.path().to_owned() };
+    let home = spec.reactors[0].clone();
+    home.send(Box::new(move |reactor| {
+        let faulted = Arc::clone(&shared);
+        let poller = PollerSpec::new(format!("vfu_{}", spec.name), &spec.group)
+            .spin(Spin::None)
+            .on_fault(move |_| faulted.set(State::Gone));
+        reactor.add(poller, |cx| Box::new(Endpoint::new(spec, shared, cx)));
+    }))?;
+    Ok(handle)
+}
+
+enum Phase {
+    /// Waiting for a client.
+    Listening,
+    /// Serving one.
+    Serving(Box<Session>),
+    /// The client is gone or the endpoint is told to go; the device is being stopped.
+    Stopping,
+}
+
+struct Endpoint {
+    name: String,
+    listener: Listener,
+    listener_watch: Watch,
+    function: Function,
+    phase: Phase,
+    cx: PollerCx,
+    shared: Arc<Shared>,
+}
+
+impl Endpoint {
+    fn new(spec: Spec, shared: Arc<Shared>, cx: &PollerCx) -> Self {
+        let waker = cx.waker();
+        *shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+        let bus = Arc::new(Bus::new(spec.vectors));
+        let home = Home { waker, reactors: spec.reactors, group: spec.group };
+        let model = (spec.model)(&home, &bus);
+        let listener_watch =
+            cx.watch(spec.listener.fd(), Interest::Read).expect("the reactor can watch one more descriptor");
+        Self {
+            name: spec.name,
+            listener: spec.listener,
+            listener_watch,
+            function: Function::new(bus, model),
+            phase: Phase::Listening,
+            cx: cx.clone(),
+            shared,
+        }
+    }
+
+    fn listen(&mut self, interest: Interest) {
+        if let Err(error) = self.listener_watch.set_interest(interest) {
+            tracing::error!(endpoint = self.name, %error, "the endpoint's socket can no longer be watched");
+        }
+    }
+
+    fn accept(&mut self) -> Work {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = match accept_with(self.listener.fd(), flags) {
+            Ok(socket) => socket,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED) => return Work::Idle,
+            Err(error) => {
+                // Out of descriptors, most likely. The client waits in the backlog; the next wake-up tries again.
+                tracing::error!(endpoint = self.name, %error, "accepting a client failed");
+                return Work::Idle;
+            }
+        };
+        match Session::new(socket, &self.cx) {
+            Ok(session) => {
+                self.listen(Interest::None);
+                self.phase = Phase::Serving(Box::new(session));
+                self.shared.set(State::Connected);
+                tracing::info!(endpoint = self.name, "client connected");
+            }
+            Err(error) => {
+                tracing::error!(endpoint = self.name, %error, "the client's socket cannot be watched");
+            }
+        }
+        Work::Busy
+    }
+
+    fn stop_device(&mut self) {
+        self.phase = Phase::Stopping;
+        self.function.reset();
+        // Queues keep the windows they work with until they have stopped; nobody gets new ones.
+        self.function.bus().windows.clear();
+        self.function.bus().irqs.release();
+    }
+
+    fn stopping(&mut self) -> Work {
+        if self.function.progress() == Progress::Pending {
+            return Work::Idle;
+        }
+        if self.shared.delete.load(Ordering::Acquire) {
+            tracing::info!(endpoint = self.name, "endpoint deleted");
+            self.listener.remove();
+            self.shared.set(State::Gone);
+            return Work::Done;
+        }
+        self.phase = Phase::Listening;
+        self.listen(Interest::Read);
+        self.shared.set(State::Listening);
+        Work::Busy
+    }
+}
+
+impl Poller for Endpoint {
+    fn poll(&mut self, _now: Tick) -> Work {
+        let delete = self.shared.delete.load(Ordering::Acquire);
+        // A queue may have failed, or the disk may have changed: that has no other caller than us.
+        let _ = self.function.progress();
+        match &mut self.phase {
+            Phase::Stopping => self.stopping(),
+            _ if delete => {
+                self.stop_device();
+                self.stopping()
+            }
+            Phase::Listening => self.accept(),
+            Phase::Serving(session) => match session.serve(&mut self.function) {
+                Ok(work) => work,
+                Err(end) => {
+                    match end {
+                        End::Closed => tracing::info!(endpoint = self.name, "client disconnected"),
+                        end => tracing::warn!(endpoint = self.name, reason = %end, "client dropped"),
+                    }
+                    self.stop_device();
+                    self.stopping()
+                }
+            },
+        }
+    }
+
+    fn park(&mut self, _now: Tick) -> Park {
+        // Sockets are watched level-triggered, and queues wake us: nothing can be missed while parked.
+        Park::Wait
+    }
+}

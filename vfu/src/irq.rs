@@ -1,0 +1,396 @@
+//! Interrupts of one device: set up by the client on the endpoint's reactor, raised by the queues on theirs.
+//!
+//! An interrupt without an eventfd, masked, or raised before the driver switched interrupts on is latched and fires
+//! when that changes; none is lost. A queue keeps a [`Signal`] of its own, so raising takes no lock.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+};
+
+use rustix::io::Errno;
+
+/// One interrupt: an MSI-X vector, or the INTx pin.
+#[derive(Debug, Default)]
+struct Line {
+    eventfd: Mutex<Option<Arc<OwnedFd>>>,
+    /// Raised while it could not fire. The PBA bit of a vector.
+    pending: AtomicBool,
+    masked: AtomicBool,
+}
+
+impl Line {
+    fn eventfd(&self) -> Option<Arc<OwnedFd>> {
+        self.eventfd.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn assign(&self, eventfd: Option<OwnedFd>) {
+        *self.eventfd.lock().unwrap_or_else(PoisonError::into_inner) = eventfd.map(Arc::new);
+        self.fire_pending();
+    }
+
+    /// Fires what was latched, if it can fire now.
+    fn fire_pending(&self) {
+        if self.masked.load(Ordering::Acquire) {
+            return;
+        }
+        if let Some(eventfd) = self.eventfd()
+            && self.pending.swap(false, Ordering::AcqRel)
+        {
+            fire(&eventfd);
+        }
+    }
+}
+
+/// Adds one to an eventfd.
+fn fire(eventfd: &OwnedFd) {
+    // EAGAIN: the counter is at its end, so the client has an interrupt to see anyway. Other errors mean that the
+    // client broke its own descriptor, and nobody but the client waits for it.
+    let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
+}
+
+/// Why an eventfd is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AssignError {
+    /// Not an eventfd: a write to anything else could block the reactor.
+    #[error("the file descriptor is not an eventfd")]
+    NotEventFd,
+    /// It could not be made non-blocking.
+    #[error("the eventfd cannot be made non-blocking: {0}")]
+    Flags(Errno),
+}
+
+/// Checks a descriptor from a client: an eventfd, made non-blocking so that raising never blocks.
+///
+/// # Errors
+/// See [`AssignError`].
+pub fn check_eventfd(fd: OwnedFd) -> Result<OwnedFd, AssignError> {
+    use std::os::fd::AsRawFd;
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    if !link.is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]") {
+        return Err(AssignError::NotEventFd);
+    }
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(AssignError::Flags)?;
+    rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(AssignError::Flags)?;
+    Ok(fd)
+}
+
+/// No MSI-X vector (virtio 1.2, 4.1.4.3: VIRTIO_MSI_NO_VECTOR).
+pub const NO_VECTOR: u16 = 0xffff;
+
+/// The interrupts of one device.
+#[derive(Debug)]
+pub struct Irqs {
+    vectors: Box<[Line]>,
+    intx: Line,
+    /// Error and release requests: the client may set them up; no device of ours raises them.
+    err: Line,
+    req: Line,
+    /// The MSI-X capability is enabled, and its function mask is off.
+    msix_enabled: AtomicBool,
+    /// Bus mastering, without which a device sends no message (PCI Local Bus 3.0, 6.2.2).
+    bus_master: AtomicBool,
+    /// The command register forbids INTx (bit 10).
+    intx_disabled: AtomicBool,
+    /// Interrupt status byte of a virtio device (virtio 1.2, 4.1.4.5); other devices leave it zero.
+    isr: AtomicU8,
+}
+
+impl Irqs {
+    /// `vectors` MSI-X vectors and INTx.
+    #[must_use]
+    pub fn new(vectors: u16) -> Self {
+        Self {
+            vectors: (0..vectors).map(|_| Line::default()).collect(),
+            intx: Line::default(),
+            err: Line::default(),
+            req: Line::default(),
+            msix_enabled: AtomicBool::new(false),
+            bus_master: AtomicBool::new(false),
+            intx_disabled: AtomicBool::new(false),
+            isr: AtomicU8::new(0),
+        }
+    }
+
+    /// Interrupts of a type (`wire::spec::irq`).
+    #[must_use]
+    pub fn count(&self, index: u32) -> u32 {
+        use crate::wire::spec::irq;
+        match index {
+            irq::MSIX => u32::try_from(self.vectors.len()).unwrap_or(u32::MAX),
+            irq::INTX | irq::ERR | irq::REQ => 1,
+            _ => 0,
+        }
+    }
+
+    fn line(&self, index: u32, number: u32) -> Option<&Line> {
+        use crate::wire::spec::irq;
+        match index {
+            irq::MSIX => self.vectors.get(number as usize),
+            irq::INTX => Some(&self.intx),
+            irq::ERR => Some(&self.err),
+            irq::REQ => Some(&self.req),
+            _ => None,
+        }
+    }
+
+    /// Sets or takes away the eventfd of an interrupt; what was latched fires.
+    pub fn assign(&self, index: u32, number: u32, eventfd: Option<OwnedFd>) {
+        let Some(line) = self.line(index, number) else { return };
+        if index == crate::wire::spec::irq::INTX {
+            // A pin is handed over unmasked, as by the kernel's vfio.
+            line.masked.store(false, Ordering::Release);
+        }
+        line.assign(eventfd);
+    }
+
+    /// Masks an interrupt.
+    pub fn mask(&self, index: u32, number: u32) {
+        if let Some(line) = self.line(index, number) {
+            line.masked.store(true, Ordering::Release);
+        }
+    }
+
+    /// Unmasks an interrupt. The pin fires again while the status byte is not read: it is level-triggered.
+    pub fn unmask(&self, index: u32, number: u32) {
+        let Some(line) = self.line(index, number) else { return };
+        line.masked.store(false, Ordering::Release);
+        if index == crate::wire::spec::irq::INTX {
+            line.pending.store(false, Ordering::Release);
+            if self.isr.load(Ordering::Acquire) != 0 {
+                self.raise_intx();
+            }
+        } else {
+            line.fire_pending();
+        }
+    }
+
+    /// Fires an interrupt at the client's wish (SET_IRQS with ACTION_TRIGGER and no eventfd).
+    pub fn trigger(&self, index: u32, number: u32) {
+        if let Some(line) = self.line(index, number) {
+            line.pending.store(true, Ordering::Release);
+            line.fire_pending();
+        }
+    }
+
+    /// Follows the command register and the MSI-X capability. Latched vectors fire when they can.
+    pub fn configure(&self, bus_master: bool, msix_enabled: bool, intx_disabled: bool) {
+        self.bus_master.store(bus_master, Ordering::Release);
+        self.intx_disabled.store(intx_disabled, Ordering::Release);
+        self.msix_enabled.store(msix_enabled, Ordering::Release);
+        if bus_master && msix_enabled {
+            self.vectors.iter().for_each(Line::fire_pending);
+        }
+    }
+
+    /// Forgets everything latched: the device was reset. The eventfds stay; they belong to the client.
+    pub fn reset(&self) {
+        self.isr.store(0, Ordering::Release);
+        for line in self.vectors.iter().chain([&self.intx]) {
+            line.pending.store(false, Ordering::Release);
+        }
+        self.intx.masked.store(false, Ordering::Release);
+        self.configure(false, false, false);
+    }
+
+    /// Closes every eventfd: the client is gone.
+    pub fn release(&self) {
+        self.reset();
+        for line in self.vectors.iter().chain([&self.intx, &self.err, &self.req]) {
+            line.masked.store(false, Ordering::Release);
+            line.assign(None);
+        }
+    }
+
+    /// Sets bits of the status byte and, without MSI-X, raises the pin.
+    pub fn raise_isr(&self, bits: u8) {
+        self.isr.fetch_or(bits, Ordering::AcqRel);
+        if !self.msix_enabled.load(Ordering::Acquire) {
+            self.raise_intx();
+        }
+    }
+
+    /// Reads the status byte, which clears it and so takes the pin down (virtio 1.2, 4.1.4.5).
+    pub fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::AcqRel)
+    }
+
+    fn raise_intx(&self) {
+        if self.intx_disabled.load(Ordering::Acquire) || self.intx.masked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // Automasked: the client unmasks it when its guest has looked.
+        match self.intx.eventfd() {
+            Some(eventfd) => fire(&eventfd),
+            None => self.intx.masked.store(false, Ordering::Release),
+        }
+    }
+
+    /// Raises a vector from the endpoint's reactor.
+    pub fn raise_vector(&self, vector: u16) {
+        if let Some(line) = self.vectors.get(usize::from(vector)) {
+            line.pending.store(true, Ordering::Release);
+            if self.msix_enabled.load(Ordering::Acquire) && self.bus_master.load(Ordering::Acquire) {
+                line.fire_pending();
+            }
+        }
+    }
+
+    /// The pending bit of a vector, for the PBA.
+    #[must_use]
+    pub fn is_pending(&self, vector: usize) -> bool {
+        self.vectors.get(vector).is_some_and(|line| line.pending.load(Ordering::Acquire))
+    }
+
+    /// What a queue with this vector raises, as things are now. The queue takes a new one when they change.
+    #[must_use]
+    pub fn signal(self: &Arc<Self>, vector: u16) -> Signal {
+        let can_fire = self.bus_master.load(Ordering::Acquire);
+        let target = if !self.msix_enabled.load(Ordering::Acquire) {
+            Target::Pin
+        } else {
+            match self.vectors.get(usize::from(vector)) {
+                None => Target::Nowhere,
+                Some(line) => {
+                    match line.eventfd().filter(|_| can_fire && !line.masked.load(Ordering::Acquire)) {
+                        Some(eventfd) => {
+                            line.fire_pending();
+                            Target::EventFd(eventfd)
+                        }
+                        None => Target::Latch(vector),
+                    }
+                }
+            }
+        };
+        Signal { irqs: Arc::clone(self), target }
+    }
+}
+
+#[derive(Debug)]
+enum Target {
+    /// MSI-X is on, and the queue has no vector: the driver polls.
+    Nowhere,
+    /// MSI-X is off.
+    Pin,
+    /// The vector cannot fire now.
+    Latch(u16),
+    /// The vector's eventfd.
+    EventFd(Arc<OwnedFd>),
+}
+
+/// A queue's own copy of where its interrupt goes.
+#[derive(Debug)]
+pub struct Signal {
+    irqs: Arc<Irqs>,
+    target: Target,
+}
+
+/// Status bit of a queue interrupt (virtio 1.2, 4.1.4.5).
+const ISR_QUEUE: u8 = 1;
+
+impl Signal {
+    /// Raises the interrupt: at most one system call, no lock but on the INTx path.
+    pub fn raise(&self) {
+        match &self.target {
+            Target::Nowhere => {}
+            Target::EventFd(eventfd) => fire(eventfd),
+            Target::Latch(vector) => self.irqs.raise_vector(*vector),
+            Target::Pin => self.irqs.raise_isr(ISR_QUEUE),
+        }
+    }
+}
+
+/// Makes an eventfd for tests and for the guest's side.
+///
+/// # Errors
+/// The kernel's.
+pub fn eventfd() -> Result<OwnedFd, Errno> {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK | rustix::event::EventfdFlags::CLOEXEC)
+}
+
+/// Takes the count of an eventfd; zero when nothing was raised.
+pub fn take_eventfd(eventfd: impl AsFd) -> u64 {
+    let mut count = [0; 8];
+    rustix::io::read(eventfd, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::spec::irq;
+
+    fn enabled() -> (Arc<Irqs>, OwnedFd) {
+        let irqs = Arc::new(Irqs::new(2));
+        irqs.configure(true, true, false);
+        let fd = eventfd().unwrap();
+        irqs.assign(irq::MSIX, 1, Some(fd.try_clone().unwrap()));
+        (irqs, fd)
+    }
+
+    #[test]
+    fn vector_fires_its_eventfd() {
+        let (irqs, fd) = enabled();
+        irqs.signal(1).raise();
+        assert_eq!(take_eventfd(&fd), 1);
+    }
+
+    #[test]
+    fn vector_raised_before_assignment_fires_on_assignment() {
+        let (irqs, _) = enabled();
+        irqs.signal(0).raise();
+        assert!(irqs.is_pending(0));
+        let late = eventfd().unwrap();
+        irqs.assign(irq::MSIX, 0, Some(late.try_clone().unwrap()));
+        assert_eq!(take_eventfd(&late), 1);
+        assert!(!irqs.is_pending(0));
+    }
+
+    #[test]
+    fn masked_vector_is_latched_and_fires_once_on_unmask() {
+        let (irqs, fd) = enabled();
+        irqs.mask(irq::MSIX, 1);
+        let signal = irqs.signal(1);
+        signal.raise();
+        signal.raise();
+        assert_eq!(take_eventfd(&fd), 0);
+        irqs.unmask(irq::MSIX, 1);
+        assert_eq!(take_eventfd(&fd), 1);
+    }
+
+    #[test]
+    fn bus_master_off_latches_until_it_is_on() {
+        let (irqs, fd) = enabled();
+        irqs.configure(false, true, false);
+        irqs.signal(1).raise();
+        assert_eq!(take_eventfd(&fd), 0);
+        irqs.configure(true, true, false);
+        assert_eq!(take_eventfd(&fd), 1);
+    }
+
+    #[test]
+    fn pin_fires_once_until_unmasked_and_again_while_the_status_is_unread() {
+        let irqs = Arc::new(Irqs::new(1));
+        irqs.configure(true, false, false);
+        let fd = eventfd().unwrap();
+        irqs.assign(irq::INTX, 0, Some(fd.try_clone().unwrap()));
+        let signal = irqs.signal(0);
+        signal.raise();
+        signal.raise();
+        assert_eq!(take_eventfd(&fd), 1);
+        irqs.unmask(irq::INTX, 0);
+        assert_eq!(take_eventfd(&fd), 1, "the status byte was not read");
+        assert_eq!(irqs.take_isr(), 1);
+        irqs.unmask(irq::INTX, 0);
+        assert_eq!(take_eventfd(&fd), 0);
+    }
+
+    #[test]
+    fn file_that_is_no_eventfd_is_refused() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert_eq!(check_eventfd(reader.into()).unwrap_err(), AssignError::NotEventFd);
+        assert!(check_eventfd(eventfd().unwrap()).is_ok());
+    }
+}

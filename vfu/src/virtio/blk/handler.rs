@@ -1,0 +1,208 @@
+//! The requests of one virtio-blk queue: each is decoded, handed to the queue's bdev channel, and ends with a status
+//! byte in guest memory.
+
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Arc, atomic::Ordering},
+};
+
+use bdev::{BdevInfo, Completion, IoChannel, IoVec, MAX_SEGMENTS, Op, Rejected, Request, Status, Token};
+
+use super::{
+    Events, REMOVED,
+    request::{Ask, Bad, Data, Frame},
+};
+use crate::{
+    dma::View,
+    virtio::{
+        device::{Handler, Verdict},
+        queue::Chain,
+        spec::blk::{ID_LEN, SECTOR, feature, status},
+    },
+};
+
+/// Completions taken from the channel at a time.
+const REAP_BATCH: usize = 64;
+
+/// A request in flight; its index is the chain's id, and the channel's token.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// Guest address of the status byte.
+    status: u64,
+    /// Bytes to report as written if it succeeds, the status among them.
+    written: u32,
+    busy: bool,
+}
+
+/// Handles the requests of one queue.
+pub struct BlkHandler {
+    /// None once the bdev is removed.
+    channel: Option<IoChannel>,
+    events: Arc<Events>,
+    slots: Box<[Slot]>,
+    iov: Vec<IoVec>,
+    id: [u8; ID_LEN],
+    /// Sectors per block, as a power of two.
+    block_shift: u32,
+    read_only: bool,
+}
+
+/// The status byte for how a bdev request ended.
+fn status_byte(status: Status) -> u8 {
+    match status {
+        Status::Ok => status::OK,
+        Status::Unsupported => status::UNSUPP,
+        _ => status::IOERR,
+    }
+}
+
+impl BlkHandler {
+    /// A handler that owns `channel`, for a queue with `depth` entries.
+    pub(super) fn new(
+        channel: Option<IoChannel>,
+        events: Arc<Events>,
+        info: &BdevInfo,
+        features: u64,
+        depth: u16,
+    ) -> Self {
+        let mut id = [0; ID_LEN];
+        for (to, from) in id.iter_mut().zip(info.name.bytes()) {
+            *to = from;
+        }
+        Self {
+            channel,
+            events,
+            slots: vec![Slot::default(); usize::from(depth)].into_boxed_slice(),
+            iov: Vec::with_capacity(MAX_SEGMENTS as usize),
+            id,
+            block_shift: (u64::from(info.block_size) / SECTOR).max(1).ilog2(),
+            read_only: features & feature::RO != 0,
+        }
+    }
+
+    /// Ends a request that never reached the bdev.
+    fn end(view: &View, status_at: u64, status: u8, written: u32) -> Verdict {
+        // A status that cannot be written is the driver's own loss; the chain goes back all the same.
+        match view.write(status_at, &[status]) {
+            Ok(()) => Verdict::Done(written + 1),
+            Err(_) => Verdict::Done(0),
+        }
+    }
+
+    fn get_id(&self, into: Data<'_>, view: &View) -> Result<u32, Bad> {
+        let mut at = 0;
+        for piece in into.pieces() {
+            let n = (piece.len as usize).min(ID_LEN - at);
+            view.write(piece.addr, &self.id[at..at + n])?;
+            at += n;
+        }
+        Ok(u32::try_from(at).unwrap_or(0))
+    }
+
+    fn translate(&mut self, op: Op, frame: &Frame<'_>, view: &View) -> Result<(), Bad> {
+        self.iov.clear();
+        let (data, device_writes) = match op {
+            Op::Read => (frame.into, true),
+            Op::Write { .. } => (frame.out, false),
+            _ => return Ok(()),
+        };
+        for piece in data.pieces() {
+            view.translate(piece.addr, piece.len, device_writes, &mut self.iov)?;
+        }
+        Ok(())
+    }
+}
+
+impl Handler for BlkHandler {
+    fn set_now(&mut self, now: u64) {
+        if let Some(channel) = &mut self.channel {
+            channel.set_now(now);
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self, chain: &Chain, view: &View) -> Verdict {
+        let Some(frame) = Frame::of(chain, view) else { return Verdict::Broken };
+        let bad = |bad| {
+            Self::end(
+                view,
+                frame.status,
+                if bad == Bad::Malformed { status::IOERR } else { status::UNSUPP },
+                0,
+            )
+        };
+        let (op, lba, blocks) = match frame.decode(view, self.block_shift) {
+            Ok(Ask::Io { op, lba, blocks }) => (op, lba, blocks),
+            Ok(Ask::GetId) => {
+                return match self.get_id(frame.into, view) {
+                    Ok(written) => Self::end(view, frame.status, status::OK, written),
+                    Err(error) => bad(error),
+                };
+            }
+            Err(error) => return bad(error),
+        };
+        if self.read_only && op.kind().modifies() {
+            return bad(Bad::Malformed);
+        }
+        if let Err(error) = self.translate(op, &frame, view) {
+            return bad(error);
+        }
+        let Some(channel) = &mut self.channel else { return bad(Bad::Malformed) };
+        let token = Token(u32::from(chain.id()));
+        match channel.submit(&Request { op, lba, blocks, iov: &self.iov, token }) {
+            Ok(()) => {
+                let data = if op == Op::Read { frame.into.len() } else { 0 };
+                let written = u32::try_from(data).unwrap_or(u32::MAX - 1) + 1;
+                self.slots[usize::from(chain.id())] = Slot { status: frame.status, written, busy: true };
+                Verdict::InFlight
+            }
+            Err(Rejected::Full) => Verdict::Full,
+            Err(Rejected::Failed(status)) => Self::end(view, frame.status, status_byte(status), 0),
+        }
+    }
+
+    fn kick(&mut self) {
+        if let Some(channel) = &mut self.channel {
+            channel.kick();
+        }
+    }
+
+    #[inline]
+    fn reap(&mut self, view: &View, done: &mut dyn FnMut(u16, u32)) {
+        let Some(channel) = &mut self.channel else { return };
+        let mut batch = [Completion::EMPTY; REAP_BATCH];
+        loop {
+            let n = channel.reap(&mut batch);
+            for completion in &batch[..n] {
+                let id = completion.token.0 as usize;
+                let slot = std::mem::take(&mut self.slots[id]);
+                let written = if completion.status == Status::Ok { slot.written } else { 0 };
+                // The queue keeps its view while requests are in flight, so the status address still stands.
+                let _ = view.write(slot.status, &[status_byte(completion.status)]);
+                done(u16::try_from(id).unwrap_or(0), written);
+            }
+            if n < batch.len() {
+                return;
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.channel.as_ref().map_or(0, IoChannel::in_flight)
+    }
+
+    fn refresh(&mut self) {
+        if self.events.flags.load(Ordering::Acquire) & REMOVED != 0 {
+            self.channel = None;
+        }
+    }
+
+    fn is_in_flight(&self, id: u16) -> bool {
+        // An id outside the table never gets here: the ring has checked it against its size, which is at most ours.
+        self.slots.get(usize::from(id)).is_none_or(|slot| slot.busy)
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().and_then(IoChannel::event_fd)
+    }
+}

@@ -1,0 +1,182 @@
+//! One virtio-blk request, decoded from its chain (virtio 1.2, 5.2.6): pure, and nothing in it is trusted further than
+//! it was checked here. Ranges against the disk's size are checked by the bdev's channel.
+
+use bdev::Op;
+use zerocopy::FromBytes;
+
+use crate::{
+    dma::{Fault, View},
+    virtio::{
+        queue::{Chain, Segment},
+        spec::blk::{Header, Range, SECTOR, kind},
+    },
+};
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// A request of the bdev, in its blocks.
+    Io { op: Op, lba: u64, blocks: u64 },
+    /// The ID string.
+    GetId,
+}
+
+/// Why a request is answered with an error status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bad {
+    /// IOERR.
+    Malformed,
+    /// UNSUPP.
+    Unsupported,
+}
+
+impl From<Fault> for Bad {
+    fn from(_: Fault) -> Self {
+        Self::Malformed
+    }
+}
+
+/// A part of a chain's buffers, by bytes: what lies behind the header, or in front of the status.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Data<'a> {
+    segments: &'a [Segment],
+    /// Bytes of the first segment that do not belong to it.
+    skip: u32,
+    /// Bytes of the last segment that do not belong to it.
+    cut: u32,
+}
+
+impl<'a> Data<'a> {
+    /// Everything behind the first `n` bytes; none if there are fewer.
+    fn behind(segments: &'a [Segment], n: u32) -> Option<Self> {
+        let mut left = n;
+        for (at, segment) in segments.iter().enumerate() {
+            if left < segment.len {
+                return Some(Self { segments: &segments[at..], skip: left, cut: 0 });
+            }
+            left -= segment.len;
+        }
+        (left == 0).then_some(Self { segments: &[], skip: 0, cut: 0 })
+    }
+
+    /// Everything in front of the last byte, and the address of that; none if there is none.
+    fn in_front_of_last(segments: &'a [Segment]) -> Option<(Self, u64)> {
+        let end = segments.iter().rposition(|segment| segment.len > 0)?;
+        let last = segments[end];
+        let status = last.addr.checked_add(u64::from(last.len - 1))?;
+        Some((Self { segments: &segments[..=end], skip: 0, cut: 1 }, status))
+    }
+
+    /// The pieces, empty ones left out.
+    pub(super) fn pieces(self) -> impl Iterator<Item = Segment> {
+        let end = self.segments.len().wrapping_sub(1);
+        self.segments.iter().enumerate().filter_map(move |(at, &segment)| {
+            let skip = if at == 0 { self.skip } else { 0 };
+            let cut = if at == end { self.cut } else { 0 };
+            let len = segment.len - skip - cut;
+            // A segment that wraps the address space faults where it is looked up.
+            (len > 0).then(|| Segment { addr: segment.addr.wrapping_add(u64::from(skip)), len })
+        })
+    }
+
+    /// Bytes.
+    pub(super) fn len(self) -> u64 {
+        self.pieces().map(|piece| u64::from(piece.len)).sum()
+    }
+}
+
+/// The frame of a request: where its parts are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frame<'a> {
+    /// What the device reads, behind the header.
+    pub(super) out: Data<'a>,
+    /// What the device writes, in front of the status.
+    pub(super) into: Data<'a>,
+    /// Where the status goes.
+    pub(super) status: u64,
+    /// The header, unless it is too short or cannot be read.
+    pub(super) header: Option<Header>,
+}
+
+impl<'a> Frame<'a> {
+    /// Takes a chain apart, however its driver has cut it into buffers (virtio 1.2, 2.7.4.1). None without room for
+    /// the status.
+    #[inline]
+    pub(super) fn of(chain: &'a Chain, view: &View) -> Option<Self> {
+        let (into, status) = Data::in_front_of_last(chain.writable())?;
+        let readable = chain.readable();
+        let header_len = u32::try_from(size_of::<Header>()).expect("16 bytes");
+        let out = Data::behind(readable, header_len);
+        let mut bytes = [0; size_of::<Header>()];
+        let header = match readable.first() {
+            Some(first) if first.len >= header_len => view.read(first.addr, &mut bytes).is_ok(),
+            _ => out.is_some() && gather(readable, view, &mut bytes).is_ok(),
+        };
+        let header = header.then(|| zerocopy::transmute!(bytes));
+        Some(Self { out: out.unwrap_or(Data { segments: &[], skip: 0, cut: 0 }), into, status, header })
+    }
+
+    /// What is asked, in blocks of `1 << block_shift` sectors.
+    #[inline]
+    pub(super) fn decode(&self, view: &View, block_shift: u32) -> Result<Ask, Bad> {
+        let header = self.header.ok_or(Bad::Malformed)?;
+        match header.kind {
+            kind::IN => transfer(Op::Read, header.sector, self.into.len(), block_shift),
+            kind::OUT => transfer(Op::WRITE, header.sector, self.out.len(), block_shift),
+            kind::FLUSH => Ok(Ask::Io { op: Op::Flush, lba: 0, blocks: 0 }),
+            kind::GET_ID => Ok(Ask::GetId),
+            kind::DISCARD | kind::WRITE_ZEROES => self.range(header.kind, view, block_shift),
+            _ => Err(Bad::Unsupported),
+        }
+    }
+
+    /// DISCARD and WRITE_ZEROES: one range, as `max_discard_seg` says.
+    fn range(&self, kind: u32, view: &View, block_shift: u32) -> Result<Ask, Bad> {
+        let mut bytes = [0; size_of::<Range>()];
+        if self.out.len() != bytes.len() as u64 {
+            return Err(Bad::Malformed);
+        }
+        let mut at = 0;
+        for piece in self.out.pieces() {
+            let end = at + piece.len as usize;
+            view.read(piece.addr, &mut bytes[at..end])?;
+            at = end;
+        }
+        let Ok(range) = Range::read_from_bytes(&bytes) else { return Err(Bad::Malformed) };
+        let unmap = range.flags & 1 != 0;
+        // Other flags are unsupported, and unmap is too for a discard (virtio 1.2, 5.2.6.2).
+        if range.flags & !1 != 0 || (kind == kind::DISCARD && unmap) {
+            return Err(Bad::Unsupported);
+        }
+        let op = if kind == kind::DISCARD { Op::Unmap } else { Op::WriteZeroes { unmap, fua: false } };
+        let (lba, blocks) = blocks(range.sector, u64::from(range.num_sectors), block_shift)?;
+        Ok(Ask::Io { op, lba, blocks })
+    }
+}
+
+fn gather(segments: &[Segment], view: &View, bytes: &mut [u8]) -> Result<(), Fault> {
+    let mut at = 0;
+    for segment in segments {
+        let n = (segment.len as usize).min(bytes.len() - at);
+        view.read(segment.addr, &mut bytes[at..at + n])?;
+        at += n;
+    }
+    Ok(())
+}
+
+fn transfer(op: Op, sector: u64, len: u64, block_shift: u32) -> Result<Ask, Bad> {
+    if len == 0 || !len.is_multiple_of(SECTOR) {
+        return Err(Bad::Malformed);
+    }
+    let (lba, blocks) = blocks(sector, len / SECTOR, block_shift)?;
+    Ok(Ask::Io { op, lba, blocks })
+}
+
+fn blocks(sector: u64, sectors: u64, block_shift: u32) -> Result<(u64, u64), Bad> {
+    let inside = (1 << block_shift) - 1;
+    if (sector | sectors) & inside != 0 {
+        Err(Bad::Malformed)
+    } else {
+        Ok((sector >> block_shift, sectors >> block_shift))
+    }
+}

@@ -1,0 +1,105 @@
+//! What a virtio device type is to the transport, and what its request handler is to a queue's owner.
+
+use reactor::Waker;
+
+use super::queue::Chain;
+use crate::dma::View;
+
+/// Makes a queue's handler on the reactor that will own it.
+pub type MakeHandler<H> = Box<dyn FnOnce() -> Result<H, HandlerError> + Send>;
+
+/// Why a queue cannot work, for instance because its bdev is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct HandlerError(pub String);
+
+/// A virtio device type.
+pub trait VirtioDevice: 'static {
+    /// What handles a queue's requests.
+    type Handler: Handler;
+
+    /// Virtio device ID (virtio 1.2, 5).
+    fn id(&self) -> u16;
+
+    /// PCI class: base, sub-class, interface.
+    fn class(&self) -> [u8; 3];
+
+    /// Serial number for the PCI capability.
+    fn serial(&self) -> u64;
+
+    /// Features of the device type; the transport adds those of rings and transport.
+    fn features(&self) -> u64;
+
+    /// Queues.
+    fn num_queues(&self) -> u16;
+
+    /// Entries of a queue at most, and after reset.
+    fn queue_size(&self) -> u16;
+
+    /// Reads the device-specific configuration; what lies behind it reads as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the device-specific configuration. Most of it is read-only.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// How to make the handler of a queue, under the agreed features.
+    fn handler(&self, index: u16, features: u64) -> MakeHandler<Self::Handler>;
+
+    /// The device, and with it its queues, was reset.
+    fn reset(&mut self) {}
+
+    /// Tells the device whom to wake when [`Self::take_event`] has something.
+    fn attach(&mut self, home: Waker);
+
+    /// What happened behind the device since it was asked last.
+    fn take_event(&mut self) -> Option<DeviceEvent>;
+}
+
+/// Something that happened behind a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// The configuration reads differently now; the driver is told.
+    ConfigChanged,
+    /// What the handlers use is going away: each is to be told by [`Handler::refresh`].
+    BackendGone,
+}
+
+/// What a handler did with a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done already; so many bytes of it were written.
+    Done(u32),
+    /// Accepted: [`Handler::reap`] will give it back.
+    InFlight,
+    /// No room now. The chain stays on the ring and is tried again.
+    Full,
+    /// Not even a status can be returned: the driver broke the rules (virtio 1.2, 2.7.4.2).
+    Broken,
+}
+
+/// Handles the requests of one queue, on the queue's reactor. No method blocks or allocates.
+pub trait Handler: 'static {
+    /// The clock, once a pass.
+    fn set_now(&mut self, now: u64);
+
+    /// Takes a chain. Its id is not in flight.
+    fn submit(&mut self, chain: &Chain, view: &View) -> Verdict;
+
+    /// Called after the last submit of a pass.
+    fn kick(&mut self);
+
+    /// Gives finished chains back: id, and bytes written.
+    fn reap(&mut self, view: &View, done: &mut dyn FnMut(u16, u32));
+
+    /// Chains that were accepted and not yet given back.
+    fn in_flight(&self) -> usize;
+
+    /// Called when nothing is in flight and something changed: lets go of a backend that is going away.
+    fn refresh(&mut self);
+
+    /// Whether the chain with this id was accepted and not yet given back.
+    fn is_in_flight(&self, id: u16) -> bool;
+
+    /// A descriptor that is readable while completions wait; none if they must be polled for.
+    fn event_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
+}

@@ -1,0 +1,264 @@
+//! A queue's owner: the poller that takes chains off one ring, hands them to its handler, gives them back, and raises
+//! the queue's interrupt. One owner per queue, on one reactor, with a channel of its own.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Watch, Work};
+
+use super::{
+    control::{FALLBACK_PERIOD, QueueControl, QueueState},
+    device::{Handler, MakeHandler, Verdict},
+    queue::{Chain, Position, QueueConfig, Ring, RingError},
+};
+use crate::{device::Bus, dma::View, irq::Signal};
+
+/// Chains taken in one pass, so that one queue does not keep the reactor from the others.
+const CHAINS_PER_PASS: u16 = 256;
+
+/// All that is needed to start a queue on another reactor.
+pub(super) struct Start<H: Handler> {
+    pub(super) name: String,
+    pub(super) group: reactor::Group,
+    pub(super) bus: Arc<Bus>,
+    pub(super) control: Arc<QueueControl>,
+    pub(super) config: QueueConfig,
+    pub(super) position: Position,
+    pub(super) handler: MakeHandler<H>,
+}
+
+/// Sends a queue to its reactor. A queue that cannot start there says so through its control block.
+pub(super) fn start<R: Ring + 'static, H: Handler>(
+    reactor: &Handle,
+    start: Start<H>,
+) -> Result<(), SendError> {
+    reactor.send(Box::new(move |reactor| {
+        let Start { name, group, bus, control, config, position, handler } = start;
+        let handler = match handler() {
+            Ok(handler) => handler,
+            Err(error) => {
+                tracing::error!(queue = name, %error, "a queue cannot start");
+                control.ended(QueueState::Failed, position);
+                return;
+            }
+        };
+        let faulted = Arc::clone(&control);
+        let spec = PollerSpec::new(name.clone(), &group)
+            .on_fault(move |_| faulted.ended(QueueState::Failed, Position::default()));
+        reactor.add(spec, move |cx| {
+            let owner = Owner::<R, H>::new(name, bus, control, config, position, handler, cx);
+            owner.control.started(cx.waker());
+            Box::new(owner)
+        });
+    }))
+}
+
+struct Owner<R, H> {
+    name: String,
+    bus: Arc<Bus>,
+    control: Arc<QueueControl>,
+    config: QueueConfig,
+    /// Where the ring stands while there is none.
+    position: Position,
+    /// None while it cannot be reached: bus mastering is off, or its memory is unmapped (SeaBIOS does that to live
+    /// queues, and maps it again).
+    ring: Option<R>,
+    handler: H,
+    view: View,
+    signal: Signal,
+    chain: Chain,
+    /// The driver broke the ring.
+    is_broken: bool,
+    /// The epoch that was followed last.
+    epoch: u64,
+    /// The fallback period in ticks.
+    fallback: u64,
+    _completions: Option<Watch>,
+}
+
+impl<R: Ring, H: Handler> Owner<R, H> {
+    #[expect(clippy::too_many_arguments, reason = "the parts of `Start`, once, and where it runs")]
+    fn new(
+        name: String,
+        bus: Arc<Bus>,
+        control: Arc<QueueControl>,
+        config: QueueConfig,
+        position: Position,
+        handler: H,
+        cx: &PollerCx,
+    ) -> Self {
+        let completions = handler.event_fd().and_then(|fd| {
+            let watch = cx.watch(fd, Interest::Read);
+            watch
+                .inspect_err(|error| tracing::error!(queue = name, %error, "completions cannot be watched"))
+                .ok()
+        });
+        let view = View::new(&bus.windows);
+        let signal = bus.irqs.signal(control.vector());
+        let fallback = cx.clock().ticks(FALLBACK_PERIOD);
+        Self {
+            name,
+            bus,
+            control,
+            config,
+            position,
+            ring: None,
+            handler,
+            view,
+            signal,
+            chain: Chain::new(),
+            is_broken: false,
+            epoch: 0,
+            fallback,
+            _completions: completions,
+        }
+    }
+
+    /// Gives back what has finished, and raises the interrupt if the driver wants one. True if something had.
+    #[inline]
+    fn complete(&mut self, mut given_back: bool) -> bool {
+        let Some(ring) = &mut self.ring else {
+            // Finished behind a ring that is gone: nobody can be told.
+            self.handler.reap(&self.view, &mut |_, _| given_back = true);
+            return given_back;
+        };
+        self.handler.reap(&self.view, &mut |id, len| {
+            ring.push_used(id, len);
+            given_back = true;
+        });
+        if given_back && ring.publish() {
+            self.control.counters().interrupts.fetch_add(1, Ordering::Relaxed);
+            self.signal.raise();
+        }
+        given_back
+    }
+
+    /// Takes up to `pending` chains. The number taken, and whether some are done already.
+    #[inline]
+    fn take(&mut self, pending: u16) -> Result<(u16, bool), RingError> {
+        let Some(ring) = &mut self.ring else { return Ok((0, false)) };
+        let mut done = false;
+        let mut taken = 0;
+        while taken < pending.min(CHAINS_PER_PASS) {
+            ring.pop(&self.view, &mut self.chain)?;
+            let id = self.chain.id();
+            if self.handler.is_in_flight(id) {
+                return Err(RingError::Reused(id));
+            }
+            match self.handler.submit(&self.chain, &self.view) {
+                Verdict::Done(len) => {
+                    ring.push_used(id, len);
+                    done = true;
+                }
+                Verdict::InFlight => {}
+                Verdict::Full => break,
+                Verdict::Broken => return Err(RingError::Order),
+            }
+            ring.advance(&self.chain);
+            taken += 1;
+        }
+        Ok((taken, done))
+    }
+
+    /// Follows a change. Nothing new is taken until what is in flight has finished, so that whoever waits for the
+    /// acknowledgement knows that nothing uses what was there before.
+    #[cold]
+    fn follow(&mut self, epoch: u64) -> Work {
+        let finished = self.complete(false);
+        if self.handler.in_flight() > 0 {
+            return if finished { Work::Busy } else { Work::Idle };
+        }
+        if self.is_broken {
+            return self.end(QueueState::Failed);
+        }
+        if let Some(ring) = self.ring.take() {
+            self.position = ring.position();
+        }
+        if self.control.is_stopping() {
+            return self.end(QueueState::Stopped);
+        }
+        self.handler.refresh();
+        self.view.refresh(&self.bus.windows);
+        self.signal = self.bus.irqs.signal(self.control.vector());
+        if self.bus.bus_master() {
+            match R::activate(&self.config, self.position, &self.view) {
+                Ok(mut ring) => {
+                    ring.disable_kicks();
+                    self.ring = Some(ring);
+                }
+                // Memory comes and goes in steps; the last one brings the ring back.
+                Err(error) => tracing::debug!(queue = self.name, %error, "queue suspended"),
+            }
+        }
+        self.epoch = epoch;
+        self.control.acknowledge(epoch);
+        Work::Busy
+    }
+
+    fn end(&mut self, state: QueueState) -> Work {
+        self.control.ended(state, self.position);
+        Work::Done
+    }
+
+    /// The driver broke the ring: nothing more is taken, and the queue ends when what is in flight has finished.
+    #[cold]
+    fn broken(&mut self, error: RingError) -> Work {
+        tracing::warn!(queue = self.name, %error, "the driver broke its ring; the device needs a reset");
+        self.handler.kick();
+        self.position = self.ring.take().map_or(self.position, |ring| ring.position());
+        self.is_broken = true;
+        Work::Busy
+    }
+}
+
+impl<R: Ring, H: Handler> Poller for Owner<R, H> {
+    fn poll(&mut self, now: Tick) -> Work {
+        self.handler.set_now(now.raw());
+        let pending = match &mut self.ring {
+            Some(ring) => match ring.pending() {
+                Ok(pending) => pending,
+                Err(error) => return self.broken(error),
+            },
+            None => 0,
+        };
+        // After the ring was looked at: see `QueueControl::epoch`.
+        let epoch = self.control.epoch();
+        if epoch != self.epoch || self.is_broken {
+            return self.follow(epoch);
+        }
+        let mut done = false;
+        if pending > 0 {
+            let taken;
+            (taken, done) = match self.take(pending) {
+                Ok(taken) => taken,
+                Err(error) => return self.broken(error),
+            };
+            if taken > 0 {
+                let requests = &self.control.counters().requests;
+                requests.store(requests.load(Ordering::Relaxed) + u64::from(taken), Ordering::Relaxed);
+                self.handler.kick();
+            }
+        }
+        if pending == 0 && self.handler.in_flight() == 0 {
+            return Work::Idle;
+        }
+        if self.complete(done) || pending > 0 { Work::Busy } else { Work::Idle }
+    }
+
+    fn park(&mut self, now: Tick) -> Park {
+        if self.handler.in_flight() > 0 && self._completions.is_none() {
+            return Park::Ready;
+        }
+        let Some(ring) = &mut self.ring else { return Park::Wait };
+        if ring.enable_kicks() {
+            ring.disable_kicks();
+            return Park::Ready;
+        }
+        if self.control.needs_fallback() { Park::Until(now.after(self.fallback)) } else { Park::Wait }
+    }
+
+    fn unpark(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.disable_kicks();
+        }
+    }
+}

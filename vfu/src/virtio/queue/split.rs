@@ -1,0 +1,230 @@
+//! The split virtqueue, device side (virtio 1.2, 2.7).
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::{ActivateError, Chain, Position, QueueConfig, Ring, RingError, Segment};
+use crate::{
+    dma::{Slice, Span, View},
+    virtio::spec::{AVAIL_NO_INTERRUPT, Desc, MAX_QUEUE_SIZE, USED_NO_NOTIFY, UsedElem, desc, feature},
+};
+
+// Offsets in the driver area (available ring) and the device area (used ring): virtio 1.2, 2.7.6 and 2.7.8.
+const FLAGS: usize = 0;
+const IDX: usize = 2;
+const RING: usize = 4;
+const DESC_LEN: usize = size_of::<Desc>();
+const USED_LEN: usize = size_of::<UsedElem>();
+
+/// A split ring.
+#[derive(Debug)]
+pub struct SplitRing {
+    desc: Span,
+    avail: Span,
+    used: Span,
+    size: u16,
+    /// Next entry to take.
+    next_avail: u16,
+    /// Available index as loaded last.
+    seen_avail: u16,
+    /// Next entry to give back; ahead of what is published.
+    next_used: u16,
+    published_used: u16,
+    event_idx: bool,
+    indirect: bool,
+}
+
+impl SplitRing {
+    /// Where `used_event` is: behind the available ring.
+    fn used_event_at(&self) -> usize {
+        RING + 2 * usize::from(self.size)
+    }
+
+    /// Where `avail_event` is: behind the used ring.
+    fn avail_event_at(&self) -> usize {
+        RING + USED_LEN * usize::from(self.size)
+    }
+
+    #[inline]
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
+
+    /// Walks a chain through a table in one piece.
+    #[inline]
+    fn walk(
+        table: Slice<'_>,
+        entries: u16,
+        head: u16,
+        first: Desc,
+        chain: &mut Chain,
+    ) -> Result<(), RingError> {
+        let (mut entry, mut at) = (first, head);
+        for _ in 0..entries {
+            if entry.flags & desc::INDIRECT != 0 {
+                return Err(RingError::Indirect);
+            }
+            chain.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
+            if entry.flags & desc::NEXT == 0 {
+                return Ok(());
+            }
+            at = entry.next;
+            if at >= entries {
+                return Err(RingError::Index(at));
+            }
+            entry = table.read(usize::from(at) * DESC_LEN);
+        }
+        let _ = at;
+        Err(RingError::Loop)
+    }
+
+    /// Walks an indirect table (virtio 1.2, 2.7.5.3).
+    #[inline]
+    fn walk_indirect(view: &View, head: Desc, chain: &mut Chain) -> Result<(), RingError> {
+        let entries = u16::try_from(head.len as usize / DESC_LEN).unwrap_or(u16::MAX).min(MAX_QUEUE_SIZE);
+        if head.flags & desc::NEXT != 0
+            || entries == 0
+            || usize::from(entries) * DESC_LEN != head.len as usize
+        {
+            return Err(RingError::Indirect);
+        }
+        match view.slice(head.addr, head.len as usize)? {
+            Some(table) => Self::walk(table, entries, 0, table.read(0), chain),
+            None => Self::walk_scattered(view, head.addr, entries, chain),
+        }
+    }
+
+    /// The same for a table that spans windows, as behind a vIOMMU.
+    #[cold]
+    fn walk_scattered(view: &View, addr: u64, entries: u16, chain: &mut Chain) -> Result<(), RingError> {
+        let mut at = 0;
+        for _ in 0..entries {
+            let mut bytes = [0; DESC_LEN];
+            view.read(addr + u64::from(at) * DESC_LEN as u64, &mut bytes)?;
+            let entry: Desc = zerocopy::transmute!(bytes);
+            if entry.flags & desc::INDIRECT != 0 {
+                return Err(RingError::Indirect);
+            }
+            chain.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
+            if entry.flags & desc::NEXT == 0 {
+                return Ok(());
+            }
+            at = entry.next;
+            if at >= entries {
+                return Err(RingError::Index(at));
+            }
+        }
+        Err(RingError::Loop)
+    }
+}
+
+impl Ring for SplitRing {
+    fn activate(config: &QueueConfig, position: Position, view: &View) -> Result<Self, ActivateError> {
+        let &QueueConfig { size, desc, driver, device, features } = config;
+        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+            return Err(ActivateError::Size(size));
+        }
+        for (addr, align) in [(desc, 16), (driver, 2), (device, 4)] {
+            if !addr.is_multiple_of(align) {
+                return Err(ActivateError::Alignment(addr));
+            }
+        }
+        let entries = usize::from(size);
+        Ok(Self {
+            desc: view.span(desc, DESC_LEN * entries, false)?,
+            avail: view.span(driver, RING + 2 * entries + 2, false)?,
+            used: view.span(device, RING + USED_LEN * entries + 2, true)?,
+            size,
+            next_avail: position.avail,
+            seen_avail: position.avail,
+            next_used: position.used,
+            published_used: position.used,
+            event_idx: features & feature::EVENT_IDX != 0,
+            indirect: features & feature::INDIRECT_DESC != 0,
+        })
+    }
+
+    fn position(&self) -> Position {
+        Position { avail: self.next_avail, used: self.published_used }
+    }
+
+    #[inline]
+    fn pending(&mut self) -> Result<u16, RingError> {
+        // The driver stores this index with release, after the entries and descriptors it stands for.
+        self.seen_avail = self.avail.slice().load_u16(IDX, Ordering::Acquire);
+        let pending = self.seen_avail.wrapping_sub(self.next_avail);
+        if pending > self.size { Err(RingError::AvailIndex(pending)) } else { Ok(pending) }
+    }
+
+    #[inline]
+    fn pop(&mut self, view: &View, chain: &mut Chain) -> Result<(), RingError> {
+        chain.clear();
+        let head: u16 = self.avail.slice().read(RING + 2 * self.slot(self.next_avail));
+        if head >= self.size {
+            return Err(RingError::Index(head));
+        }
+        let table = self.desc.slice();
+        let first: Desc = table.read(usize::from(head) * DESC_LEN);
+        if first.flags & desc::INDIRECT == 0 {
+            Self::walk(table, self.size, head, first, chain)?;
+        } else if self.indirect {
+            Self::walk_indirect(view, first, chain)?;
+        } else {
+            return Err(RingError::Indirect);
+        }
+        chain.finish(head, 1);
+        Ok(())
+    }
+
+    #[inline]
+    fn advance(&mut self, _chain: &Chain) {
+        self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
+    #[inline]
+    fn push_used(&mut self, id: u16, len: u32) {
+        let at = RING + USED_LEN * self.slot(self.next_used);
+        self.used.slice().write(at, UsedElem { id: u32::from(id), len });
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let (old, new) = (self.published_used, self.next_used);
+        if old == new {
+            return false;
+        }
+        // Release: the driver loads the index and then reads the elements and the data behind them.
+        self.used.slice().store_u16(IDX, new, Ordering::Release);
+        self.published_used = new;
+        // The driver writes its wish and then looks at the index; we write the index and then look at its wish. Without
+        // a full fence both could miss the other (virtio 1.2, 2.7.7.2 and 2.7.10).
+        fence(Ordering::SeqCst);
+        let avail = self.avail.slice();
+        if self.event_idx {
+            let event = avail.load_u16(self.used_event_at(), Ordering::Relaxed);
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            avail.load_u16(FLAGS, Ordering::Relaxed) & AVAIL_NO_INTERRUPT == 0
+        }
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        let used = self.used.slice();
+        if self.event_idx {
+            used.store_u16(self.avail_event_at(), self.next_avail, Ordering::Relaxed);
+        } else {
+            used.store_u16(FLAGS, 0, Ordering::Relaxed);
+        }
+        // As in `publish`, the other way round: our wish first, then their index.
+        fence(Ordering::SeqCst);
+        self.avail.slice().load_u16(IDX, Ordering::Acquire) != self.next_avail
+    }
+
+    fn disable_kicks(&mut self) {
+        // With EVENT_IDX nothing needs to be written: the event index falls behind, and the driver kicks when it
+        // passes it again, once in 65,536 requests.
+        if !self.event_idx {
+            self.used.slice().store_u16(FLAGS, USED_NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+}
