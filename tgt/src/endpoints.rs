@@ -122,7 +122,9 @@ impl Endpoints {
         let all: CoreMask = self.reactors.iter().map(Handle::core).collect();
         let mask = match mask {
             None => all,
-            Some(text) => text.parse().map_err(|_syntax| EndpointError::Mask(text.to_owned(), Errno::INVAL))?,
+            Some(text) => {
+                text.parse().map_err(|_syntax| EndpointError::Mask(text.to_owned(), Errno::INVAL))?
+            }
         };
         if !mask.is_subset(&all) {
             return Err(EndpointError::Mask(mask.to_string(), Errno::PERM));

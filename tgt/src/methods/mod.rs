@@ -7,6 +7,8 @@ mod app;
 mod bdev;
 mod bdev_malloc;
 mod bdev_null;
+#[cfg(test)]
+mod generated;
 mod vfu;
 
 use rpc::Method;
