@@ -85,7 +85,7 @@ pub(crate) struct Args {
 }
 
 fn parse_ring(text: &str) -> Result<u16, String> {
-    let size: u16 = text.parse().map_err(|_| "not a number of entries".to_owned())?;
+    let size: u16 = text.parse().map_err(|_not_a_number| "not a number of entries".to_owned())?;
     if size.is_power_of_two() && (2..=1024).contains(&size) {
         Ok(size)
     } else {

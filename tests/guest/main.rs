@@ -2,6 +2,8 @@
 //!
 //! Guests here run without hardware virtualization, so each boot counts: a test does as much as fits into one.
 
+#![expect(clippy::unwrap_used, reason = "all of it is a test, the steps that tests share too")]
+
 use ringside_tests::{Guest, Target};
 use serde_json::json;
 

@@ -1,5 +1,7 @@
 //! The vfio-user server, driven by a client that is not ours: rust-vmm's, which Cloud Hypervisor uses.
 
+#![expect(clippy::unwrap_used, reason = "all of it is a test, the steps that tests share too")]
+
 use std::{
     fs::File,
     os::{fd::AsRawFd, unix::fs::FileExt},

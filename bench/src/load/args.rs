@@ -175,7 +175,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "t" | "tib" => 40,
         _ => return Err("not a size".to_owned()),
     };
-    let number: u64 = number.parse().map_err(|_| "not a size".to_owned())?;
+    let number: u64 = number.parse().map_err(|_not_a_number| "not a size".to_owned())?;
     number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
 }
 
@@ -201,7 +201,7 @@ impl Args {
                 return Err(ArgsError::Sectors(name, value));
             }
         }
-        let block_size = u32::try_from(self.bs).map_err(|_| ArgsError::Block(self.bs))?;
+        let block_size = u32::try_from(self.bs).map_err(|_too_large| ArgsError::Block(self.bs))?;
         let max_buffer = self.bs.min(MAX_BUFFER.max(self.bs.div_ceil(MAX_BUFFERS as u64 / 2)));
         let buffers = u16::try_from(self.bs.div_ceil(max_buffer)).unwrap_or(u16::MAX).saturating_add(2);
         let fits_direct = self.depth.checked_mul(buffers).and_then(u16::checked_next_power_of_two);

@@ -68,7 +68,7 @@ impl Random {
     /// A number below `bound`, each about equally often.
     #[inline]
     fn below(&mut self, bound: u64) -> u64 {
-        u64::try_from(u128::from(self.next()) * u128::from(bound) >> 64).expect("below a u64")
+        u64::try_from((u128::from(self.next()) * u128::from(bound)) >> 64).expect("below a u64")
     }
 }
 

@@ -131,8 +131,10 @@ impl Server {
         let endpoints = std::mem::take(&mut self.endpoints);
         for endpoint in &endpoints {
             let gone = gone.clone();
-            // Nobody waits any more after the timeout.
-            endpoint.delete(move || drop(gone.send(())));
+            endpoint.delete(move || {
+                // Nobody waits any more after the timeout.
+                let _ = gone.send(());
+            });
         }
         endpoints.iter().all(|_| wait.recv_timeout(timeout).is_ok())
     }

@@ -325,7 +325,7 @@ mod tests {
             match receiver.receive(&server).unwrap() {
                 Received::TooLong(header) => seen.push((header.message_id, vec![])),
                 Received::Message { header, .. } => {
-                    seen.push((header.message_id, receiver.payload().to_vec()))
+                    seen.push((header.message_id, receiver.payload().to_vec()));
                 }
                 Received::Pending => std::thread::yield_now(),
                 Received::Closed => panic!("closed"),
