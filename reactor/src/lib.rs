@@ -1,34 +1,46 @@
-//! The pinned loop: one thread per core runs pollers while there is work and sleeps when there is none.
+//! The pinned loop: reactors, pollers, timers, mailboxes, sleep and wake, busy and idle time.
 //!
-//! A [`Poller`] belongs to one [`Reactor`] and is touched by its thread only. Other threads send messages
-//! ([`Handle::send`]) or wake a poller ([`Waker`]). A poller that is idle parks and costs nothing until a waker, a watched
-//! descriptor ([`PollerCx::watch`]) or its deadline brings it back; a reactor whose pollers have all parked sleeps.
+//! The program starts one [`Reactor`] per core ([`Reactors::start`]) and reaches them by [`Handle`]s. Everything that
+//! does I/O is a [`Poller`] on one of them: polled while it finds work, parked when it has found none for a while, and
+//! brought back by its [`Waker`], a watched descriptor ([`PollerCx::watch`]) or a deadline. A reactor with nothing left
+//! to poll sleeps until one of these, or a message, comes. Nothing here knows about devices or disks.
 //!
-//! This crate knows nothing of what pollers do.
+//! - `clock`, `cpumask`, `affinity`, `core_locks`: time and cores
+//! - `poller`, `group`, `stats`: what runs, for whom, and what it cost
+//! - `mailbox`, `waker`, `wake_flag`, `wake_set`, `sleep`, `control`: how other threads reach a reactor without losing anything
+//! - `timers`, `watch`: deadlines and descriptors
+//! - `reactor` (`pass`, `run`, `stall`), `handle`, `runtime`: the loop, its face to other threads, all loops together
 
+mod affinity;
 mod clock;
+mod control;
+mod core_locks;
 mod cpumask;
-mod locks;
+mod group;
+mod handle;
 mod mailbox;
 mod poller;
 mod reactor;
 mod runtime;
-mod shared;
-pub mod sleep;
+mod sleep;
 mod stats;
+mod sync;
+mod timers;
+mod wake_flag;
+mod wake_set;
+mod waker;
+mod watch;
 
-use std::time::Duration;
-
+pub use affinity::allowed_cores;
 pub use clock::{Clock, FakeClock, Tick};
-pub use cpumask::{CoreMask, CoreMaskError, MAX_CORES};
-pub use locks::{CORE_LOCK_DIR, CoreLockError, CoreLocks};
-pub use poller::{Interest, Park, Poller, PollerCx, PollerId, PollerSpec, Spin, Waker, Watch, Work};
-pub use reactor::{Pass, Reactor, ReactorConfig};
+pub use control::{DEFAULT_SPIN, Mode};
+pub use core_locks::{CORE_LOCK_DIR, CoreLockError, CoreLocks};
+pub use cpumask::{CORES_MAX, CoreMask, CoreMaskError};
+pub use group::{Group, GroupStats};
+pub use handle::{CallError, Handle, MAILBOX_CAPACITY, Message, SendError};
+pub use poller::{FaultHook, Park, Poller, PollerCx, PollerId, PollerSpec, Spin, Work};
+pub use reactor::{DEFAULT_STALL_LIMIT, POLLERS_MAX, PUBLISH_INTERVAL, Pass, Reactor, ReactorConfig};
 pub use runtime::{Config, Reactors, StartError};
-pub use shared::{CallError, Handle, MAILBOX_CAPACITY, Message, Mode, SendError};
-pub use stats::{Group, GroupStats, PollerState, PollerStats, ReactorStats};
-
-/// How reactors run when nothing else is said: 50 us is about what sleeping and waking cost together.
-pub const DEFAULT_MODE: Mode = Mode::Adaptive { spin: Duration::from_micros(50) };
-/// Longest poll that is not called a stall.
-pub const DEFAULT_STALL_LIMIT: Duration = Duration::from_millis(10);
+pub use stats::{PollerState, PollerStats, ReactorStats};
+pub use waker::Waker;
+pub use watch::{Interest, Watch};

@@ -1,91 +1,101 @@
-//! What a reactor runs, and how it is woken.
+//! What runs on a reactor: the [`Poller`] contract, and what a poller is made with and from.
+//!
+//! Every queue, socket and backend of the target is a poller. A poller lives and dies on one thread; what it keeps from
+//! its [`PollerCx`] is its only way to be found by others.
 
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::event::epoll::{self, EventData, EventFlags};
+use crate::clock::{Clock, Tick};
+use crate::group::Group;
+use crate::handle::{Handle, Shared};
+use crate::wake_flag::WakeFlag;
+use crate::waker::Waker;
+use crate::watch::{Interest, Watch, WatchSet};
 
-use crate::{Clock, Group, Handle, Tick, shared::Shared};
-
-/// What a poll did.
+/// What a poll found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Work {
-    /// Nothing was there.
+    /// Nothing to do.
     Idle,
-    /// Something was done.
+    /// Something was done; its time counts as busy.
     Busy,
-    /// The poller is finished: remove and drop it.
+    /// Remove and drop me.
     Done,
 }
 
-/// What a poller says when it is asked to sleep.
+/// A poller's answer to "may I stop polling you?".
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Park {
-    /// It cannot be woken: it is polled every pass.
+    /// Nothing would wake me: poll me in every pass. The reactor never sleeps beside such a poller, and asks again
+    /// after another spin.
     Never,
-    /// It found work when it looked again: it goes on.
+    /// The second look found work: go on polling.
     Ready,
-    /// It is armed: a waker or a watched descriptor brings it back.
+    /// Armed: only my waker or a watched descriptor brings me back.
     Wait,
-    /// As [`Park::Wait`], or this time, whichever comes first.
+    /// As `Wait`, but poll me at this tick at the latest: the fallback for a peer that may not notify.
     Until(Tick),
 }
 
-/// Something that a reactor runs, on the reactor's thread only.
+/// A piece of work that is asked again and again whether it has something to do.
+///
+/// Called on the reactor's thread only, never re-entered. Each call is bounded (it stops at a work limit of its own),
+/// never blocks, and on the I/O path neither allocates nor locks nor logs. A poller that panics is dropped and its
+/// fault hook called; the reactor goes on with the others.
 pub trait Poller {
-    /// Does what there is to do, within bounds. Never blocks.
+    /// Does what there is to do, up to the poller's limit. `now` is the reactor's last reading of the clock: good to
+    /// within the polls since.
     fn poll(&mut self, now: Tick) -> Work;
 
-    /// Called when it was idle for its whole spin time: it enables its notifications, fences, and looks again.
+    /// The poller has been idle for its spin time (and in interrupt mode or without spin: for one poll). Before it
+    /// answers `Wait` or `Until`, it must turn its notifications on, issue a sequentially consistent fence, and look at
+    /// every source once more; its own waker works from before this call. A wake that comes during the call brings it
+    /// back.
     fn park(&mut self, now: Tick) -> Park {
         let _ = now;
         Park::Never
     }
 
-    /// Called before the first poll after it was parked.
+    /// Called before the first poll after a park that was accepted: turn notifications off again.
     fn unpark(&mut self) {}
 }
 
-/// How long a poller is polled without work before it is asked to park.
+/// How long a poller is polled without finding work before it is asked to park. Means nothing for timed pollers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Spin {
     /// As the reactor's mode says.
     #[default]
     Default,
-    /// Not at all: it has nothing to look at but what wakes it, such as a socket.
+    /// Not at all: for pollers whose poll is a system call on watched descriptors. In every mode, poll-only included.
     None,
-    /// So long.
+    /// This long in adaptive mode; in the other modes as `Default`.
     For(Duration),
 }
 
-/// Called with a panic's text when a poller was dropped for it.
-pub(crate) type FaultHook = Box<dyn FnOnce(&str) + Send>;
+/// Called with the text of a poller's panic.
+pub type FaultHook = Box<dyn FnOnce(&str) + Send>;
 
-/// How a poller is to be run.
+/// What a reactor must know to take a poller.
 pub struct PollerSpec {
-    /// Its name, in statistics and in the log.
+    /// Shown by the RPCs and in the log.
     pub name: String,
-    /// What it belongs to.
+    /// The group it counts for.
     pub group: Group,
-    /// Run it at this interval only.
+    /// A timed poller: polled once a period, from one period after it was added. Zero is as good as `None`.
     pub period: Option<Duration>,
-    /// How long it is polled without work.
+    /// How patient it is polled.
     pub spin: Spin,
-    /// Called on the reactor with the panic's text, after the poller was dropped.
+    /// Called on the reactor if the poller panics, after it has been dropped.
     pub on_fault: Option<FaultHook>,
 }
 
 impl PollerSpec {
-    /// A poller that is run every pass.
-    #[must_use]
+    /// An active poller with the reactor's spin.
     pub fn new(name: impl Into<String>, group: &Group) -> PollerSpec {
         PollerSpec {
             name: name.into(),
@@ -96,164 +106,101 @@ impl PollerSpec {
         }
     }
 
-    /// Run it at this interval only.
+    /// Makes it a timed poller.
     #[must_use]
-    pub fn period(mut self, period: Duration) -> PollerSpec {
-        self.period = Some(period);
-        self
+    pub fn period(self, period: Duration) -> PollerSpec {
+        PollerSpec { period: Some(period), ..self }
     }
 
-    /// Sets how long it is polled without work.
+    /// Sets how long it spins.
     #[must_use]
-    pub fn spin(mut self, spin: Spin) -> PollerSpec {
-        self.spin = spin;
-        self
+    pub fn spin(self, spin: Spin) -> PollerSpec {
+        PollerSpec { spin, ..self }
     }
 
     /// Sets what is called if it panics.
     #[must_use]
-    pub fn on_fault(mut self, hook: impl FnOnce(&str) + Send + 'static) -> PollerSpec {
-        self.on_fault = Some(Box::new(hook));
-        self
+    pub fn on_fault(self, hook: impl FnOnce(&str) + Send + 'static) -> PollerSpec {
+        PollerSpec { on_fault: Some(Box::new(hook)), ..self }
     }
 }
 
-/// A poller of one reactor. Slots are reused; the generation tells a later tenant.
+impl fmt::Debug for PollerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PollerSpec")
+            .field("name", &self.name)
+            .field("group", &self.group)
+            .field("period", &self.period)
+            .field("spin", &self.spin)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Names a poller on its reactor; never used again after the poller has gone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PollerId {
     pub(crate) slot: u32,
     pub(crate) generation: u32,
 }
 
-impl PollerId {
-    pub(crate) fn to_data(self) -> EventData {
-        EventData::new_u64(u64::from(self.generation) << 32 | u64::from(self.slot))
-    }
+/// A poller's ties to its reactor: given to the function that builds it, kept for as long as it likes.
+#[derive(Clone)]
+pub struct PollerCx(Rc<Ties>);
 
-    pub(crate) fn from_data(data: EventData) -> PollerId {
-        let word = data.u64();
-        let half = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0);
-        PollerId { slot: half(word), generation: half(word >> 32) }
-    }
-}
-
-/// A poller's flag in its reactor's wake list.
-#[derive(Debug)]
-pub(crate) struct WakeFlag {
-    pub(crate) id: PollerId,
-    /// It is in the list.
-    pub(crate) listed: AtomicBool,
-}
-
-/// Brings a poller back from any thread.
-#[derive(Clone, Debug)]
-pub struct Waker {
-    pub(crate) flag: Arc<WakeFlag>,
-    pub(crate) shared: Arc<Shared>,
-}
-
-impl Waker {
-    /// Has the poller polled soon. What was done before this call is seen by that poll.
-    pub fn wake(&self) {
-        // Listed already: the reactor will take it off the list before it polls, and so see what we did.
-        if self.flag.listed.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.shared.list(self.flag.id);
-    }
-}
-
-/// What readiness of a descriptor wakes for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Interest {
-    /// None, for now.
-    None,
-    /// Something to read, or an end.
-    Read,
-    /// Room to write.
-    Write,
-    /// Both.
-    ReadWrite,
-}
-
-impl Interest {
-    fn flags(self) -> EventFlags {
-        match self {
-            Interest::None => EventFlags::empty(),
-            Interest::Read => EventFlags::IN | EventFlags::RDHUP,
-            Interest::Write => EventFlags::OUT,
-            Interest::ReadWrite => EventFlags::IN | EventFlags::RDHUP | EventFlags::OUT,
-        }
-    }
-}
-
-/// A watched descriptor, level-triggered; dropped, it is watched no more.
-#[derive(Debug)]
-pub struct Watch {
-    epoll: Rc<OwnedFd>,
-    fd: OwnedFd,
+struct Ties {
     id: PollerId,
-}
-
-impl Watch {
-    /// Changes what it wakes for.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
-        Ok(epoll::modify(&*self.epoll, &self.fd, self.id.to_data(), interest.flags())?)
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        // Closing our own duplicate would not end the registration while others hold the file open.
-        let _ = epoll::delete(&*self.epoll, &self.fd);
-    }
-}
-
-/// Where a poller runs; kept by it, on its thread.
-#[derive(Clone, Debug)]
-pub struct PollerCx {
-    pub(crate) epoll: Rc<OwnedFd>,
-    pub(crate) waker: Waker,
-    pub(crate) clock: Clock,
+    shared: Arc<Shared>,
+    watches: Rc<WatchSet>,
+    flag: Arc<WakeFlag>,
 }
 
 impl PollerCx {
-    /// What brings this poller back.
-    #[must_use]
-    pub fn waker(&self) -> Waker {
-        self.waker.clone()
+    pub(crate) fn new(
+        id: PollerId,
+        shared: &Arc<Shared>,
+        watches: &Rc<WatchSet>,
+        flag: &Arc<WakeFlag>,
+    ) -> PollerCx {
+        PollerCx(Rc::new(Ties {
+            id,
+            shared: Arc::clone(shared),
+            watches: Rc::clone(watches),
+            flag: Arc::clone(flag),
+        }))
     }
 
-    /// Watches a descriptor: readiness brings this poller back. The descriptor is duplicated, so that the registration
-    /// stays right whatever the caller does with its own.
+    /// What brings this poller back from any thread.
+    pub fn waker(&self) -> Waker {
+        Waker::new(self.0.id.slot, &self.0.flag, &self.0.shared)
+    }
+
+    /// Lets readiness of `fd` bring this poller back, until the [`Watch`] is dropped or the poller is removed.
     ///
     /// # Errors
-    /// The kernel's: no descriptors left, or a file that cannot be polled.
+    /// `EMFILE` where the process has no descriptor left for the duplicate, `EPERM` for a descriptor that epoll cannot
+    /// watch (a plain file), and what else `epoll_ctl` reports.
     pub fn watch(&self, fd: BorrowedFd<'_>, interest: Interest) -> io::Result<Watch> {
-        let fd = fd.try_clone_to_owned()?;
-        let id = self.id();
-        epoll::add(&*self.epoll, fd.as_fd(), id.to_data(), interest.flags())?;
-        Ok(Watch { epoll: Rc::clone(&self.epoll), fd, id })
+        self.0.watches.watch(self.0.id, fd, interest)
     }
 
     /// The reactor's handle.
-    #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle::new(Arc::clone(&self.waker.shared))
+        Handle::new(&self.0.shared)
     }
 
-    /// This poller.
-    #[must_use]
+    /// The poller's id.
     pub fn id(&self) -> PollerId {
-        self.waker.flag.id
+        self.0.id
     }
 
     /// The reactor's clock.
-    #[must_use]
     pub fn clock(&self) -> &Clock {
-        &self.clock
+        self.0.shared.clock()
+    }
+}
+
+impl fmt::Debug for PollerCx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PollerCx").field("id", &self.0.id).finish_non_exhaustive()
     }
 }

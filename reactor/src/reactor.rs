@@ -1,622 +1,443 @@
-//! The loop of one core.
+//! One reactor: the pollers of one core and the loop that runs them.
 //!
-//! A pass is: messages, pollers that were woken, active pollers, timers. Pollers that have parked are in no list and
-//! cost nothing. The clock is read after a poll that did something, and that reading goes on as the time of what
-//! follows; a pass that did nothing reads it once.
+//! Made on the thread that runs it and never leaves it; other threads act on it by messages ([`crate::Handle`]), in
+//! which it appears as `&mut Reactor`. Tests drive several of them on one thread with [`Reactor::poll_once`] and a fake
+//! clock. This file holds what happens now and then (adding, removing, stopping); a pass is in `reactor/pass.rs`, the
+//! endless loop and its sleep in `reactor/run.rs`, the stall detector in `reactor/stall.rs`.
 
-use std::{
-    any::Any,
-    cmp::Reverse,
-    collections::BinaryHeap,
-    io,
-    os::fd::OwnedFd,
-    panic::{AssertUnwindSafe, catch_unwind},
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+mod pass;
+mod run;
+mod stall;
+#[cfg(test)]
+mod tests;
 
-use rustix::{
-    event::{EventfdFlags, Timespec, epoll, eventfd},
-    io::Errno,
-};
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::{
-    Clock, Handle, Mode, Park, Poller, PollerCx, PollerId, PollerSpec, PollerState, Spin, Tick, Waker, Work,
-    poller::{FaultHook, WakeFlag},
-    shared::{Message, POLL_ONLY, Shared, add},
-    stats::PollerCell,
-};
+use rustix::event::{EventfdFlags, eventfd};
 
-/// Messages taken in one pass.
-const MESSAGES_PER_PASS: usize = 32;
-/// Descriptors that one look at epoll brings.
-const EVENTS_PER_LOOK: usize = 64;
-/// How often epoll is looked at while there is work: the one system call of a reactor that polls.
-const LOOK_INTERVAL_BUSY: Duration = Duration::from_micros(50);
-/// The same while it spins without work.
-const LOOK_INTERVAL_IDLE: Duration = Duration::from_micros(5);
-/// What the bell's events carry; no poller has this generation.
-const BELL: PollerId = PollerId { slot: u32::MAX, generation: u32::MAX };
-/// Stalls that are logged one by one.
-const LOGGED_STALLS: u64 = 16;
+use crate::clock::{Clock, Tick};
+use crate::control::{Mode, Orders};
+use crate::group::Share;
+use crate::handle::{Handle, MAILBOX_CAPACITY, Shared};
+use crate::poller::{FaultHook, Poller, PollerCx, PollerId, PollerSpec, Spin};
+use crate::stats::PollerCounters;
+use crate::timers::Timers;
+use crate::wake_flag::WakeFlag;
+use crate::wake_set::SLOTS_MAX;
+use crate::watch::{EVENTS_PER_WAIT, WatchSet};
 
-/// What a pass did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Pass {
-    /// Something was done.
-    Busy,
-    /// Nothing was done, and there is something to poll.
-    Idle,
-    /// Nothing was done and nothing is left to poll: a running reactor sleeps now, until then at the latest.
-    Sleepy(Option<Tick>),
-    /// It was told to stop.
-    Stopped,
-}
+use stall::StallWatch;
 
-/// What a reactor is made of.
+pub use pass::{PUBLISH_INTERVAL, Pass};
+
+/// Pollers one reactor can hold. Each takes memory and most take descriptors, so a process runs out of those first.
+pub const POLLERS_MAX: usize = SLOTS_MAX;
+
+/// The stall limit where nobody sets another: no poll of ours comes near it, and a preempted thread rarely does.
+pub const DEFAULT_STALL_LIMIT: Duration = Duration::from_millis(10);
+
+/// What a reactor is made from.
 #[derive(Clone, Debug)]
 pub struct ReactorConfig {
-    /// Its core, a name only: pinning is done by [`crate::Reactors`].
+    /// The core it stands for. [`Reactor::new`] pins nothing; [`crate::Reactors::start`] does.
     pub core: u32,
-    /// When it polls and when it sleeps.
+    /// Its first mode.
     pub mode: Mode,
-    /// Its clock.
+    /// What it reads the time from.
     pub clock: Clock,
-    /// How long a poll may take before it is called a stall.
+    /// How long one poll may take before it counts as a stall.
     pub stall_limit: Duration,
 }
 
 impl ReactorConfig {
-    /// Adaptive, with usual times.
-    #[must_use]
+    /// Adaptive, with the default limits.
     pub fn new(core: u32, clock: Clock) -> ReactorConfig {
-        ReactorConfig { core, mode: crate::DEFAULT_MODE, clock, stall_limit: crate::DEFAULT_STALL_LIMIT }
+        ReactorConfig { core, mode: Mode::default(), clock, stall_limit: DEFAULT_STALL_LIMIT }
     }
 }
 
-struct Entry {
+/// Where a poller stands. The lists of the reactor follow it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// In `active`.
+    Active,
+    /// In no list, or in `deadlines` only.
+    Parked,
+    /// In `periods`.
+    Timed { period_ticks: u64 },
+}
+
+/// A poller with what the reactor notes about it.
+struct Tenant {
     poller: Box<dyn Poller>,
-    cell: Arc<PollerCell>,
+    /// While active: when its patience ends unless it finds work.
+    park_at: Tick,
+    /// Its spin under the present mode.
+    spin_ticks: u64,
+    /// Polls not yet in `counters`.
+    runs: u64,
+    place: Place,
     flag: Arc<WakeFlag>,
-    /// Spin time in ticks; none: the mode's.
-    spin: Option<u64>,
-    state: PollerState,
-    /// Since when it has been idle.
-    idle_since: Option<Tick>,
-    /// It was only woken to look: it parks again at once if there is nothing.
-    peeking: bool,
-    /// Of its timer; an older one is void.
-    timer: u64,
+    counters: Arc<PollerCounters>,
+    share: Arc<Share>,
+    /// Order of coming.
+    serial: u64,
+    spin: Spin,
     on_fault: Option<FaultHook>,
 }
 
-/// What a poll came to.
-enum Polled {
-    Idle,
-    /// It did something for so long.
-    Busy(u64),
-    /// It is removed, after so long.
-    Gone(u64),
+impl Tenant {
+    fn publish_runs(&mut self) {
+        self.counters.run_count.add(std::mem::take(&mut self.runs));
+    }
 }
 
-#[derive(Default)]
+/// A place for a poller. Slots are used again, the generation tells the uses apart.
 struct Slot {
     generation: u32,
-    entry: Option<Entry>,
+    tenant: Option<Tenant>,
 }
 
-/// One core's loop. Not `Send`: reached by messages, and by tests that drive it by hand.
+/// The pollers of one core and their loop. Not `Send`: pollers need not be.
 pub struct Reactor {
     shared: Arc<Shared>,
-    epoll: Rc<OwnedFd>,
+    clock: Clock,
+    watches: Rc<WatchSet>,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    next_serial: u64,
+
+    /// Polled in every pass.
     active: Vec<u32>,
-    /// Deadline, timer number, poller.
-    timers: BinaryHeap<Reverse<(Tick, u64, u32)>>,
-    next_timer: u64,
+    /// The present pass's way through `active`.
+    cursor: usize,
+    /// Parked pollers with a deadline.
+    deadlines: Timers,
+    /// Timed pollers.
+    periods: Timers,
+
+    // What a pass has gathered and not yet handled; empty between passes, kept for their memory.
+    woken: Vec<u32>,
+    due_deadlines: Vec<(Tick, u32)>,
+    due_periods: Vec<(Tick, u32)>,
+    ready: Vec<PollerId>,
+    /// The slot whose poller is being called, for the case that it panics; `None`: the one under the cursor.
+    current: Option<u32>,
+
+    /// The last reading of the clock.
     now: Tick,
-    looked_at: Tick,
+    /// The control word as last obeyed.
+    orders: Orders,
+    /// How long the reactor goes without work before it sleeps.
     spin_ticks: u64,
-    was_busy: bool,
-    look_busy: u64,
-    look_idle: u64,
+    /// When that time is over.
+    quiet_at: Tick,
+    last_look: Tick,
+    /// How long it looks no more after the last look at the descriptors.
+    look_interval: u64,
+    next_publish: Tick,
+    intervals: pass::Intervals,
+    stalls: StallWatch,
+    /// No poller was called since the last reading of the clock: the next call's time is its own.
+    fresh: bool,
+    /// Did the present pass find work?
+    busy: bool,
+    in_pass: bool,
+    stopped: bool,
 }
 
 impl Reactor {
-    /// A reactor without pollers, driven by its maker.
+    /// A reactor without pollers.
     ///
     /// # Errors
-    /// No descriptors left.
+    /// What making an epoll set and an eventfd reports: a lack of descriptors or memory.
     pub fn new(config: ReactorConfig) -> io::Result<Reactor> {
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        // Edge-triggered: its count is never read, only its rising matters.
-        epoll::add(&epoll, &bell, BELL.to_data(), epoll::EventFlags::IN | epoll::EventFlags::ET)?;
         let ReactorConfig { core, mode, clock, stall_limit } = config;
-        let (look_busy, look_idle) = (clock.ticks(LOOK_INTERVAL_BUSY), clock.ticks(LOOK_INTERVAL_IDLE));
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let watches = Rc::new(WatchSet::new(bell.as_fd())?);
+        let shared = Arc::new(Shared::new(core, clock.clone(), mode, stall_limit, bell));
         let now = clock.now();
-        let shared = Arc::new(Shared::new(core, clock, bell));
-        let reactor = Reactor {
+        let mut reactor = Reactor {
+            orders: shared.control.read(),
+            intervals: pass::Intervals::new(&clock),
+            stalls: StallWatch::new(&clock, stall_limit),
             shared,
-            epoll: Rc::new(epoll),
+            clock,
+            watches,
             slots: Vec::new(),
             free: Vec::new(),
+            next_serial: 0,
             active: Vec::new(),
-            timers: BinaryHeap::new(),
-            next_timer: 0,
+            cursor: 0,
+            deadlines: Timers::new(),
+            periods: Timers::new(),
+            woken: Vec::new(),
+            due_deadlines: Vec::new(),
+            due_periods: Vec::new(),
+            ready: Vec::with_capacity(EVENTS_PER_WAIT),
+            current: None,
             now,
-            looked_at: now,
             spin_ticks: 0,
-            was_busy: false,
-            look_busy,
-            look_idle,
+            quiet_at: now,
+            last_look: now,
+            look_interval: 0,
+            next_publish: now,
+            fresh: true,
+            busy: false,
+            in_pass: false,
+            stopped: false,
         };
-        let handle = reactor.handle();
-        handle.set_mode(mode);
-        handle.set_stall_limit(stall_limit);
+        reactor.take_mode();
         Ok(reactor)
     }
 
-    /// For other threads.
-    #[must_use]
+    /// The way to it from other threads.
     pub fn handle(&self) -> Handle {
-        Handle::new(Arc::clone(&self.shared))
+        Handle::new(&self.shared)
     }
 
     /// Its core.
-    #[must_use]
     pub fn core(&self) -> u32 {
-        self.shared.core
+        self.shared.core()
     }
 
     /// Its clock.
-    #[must_use]
     pub fn clock(&self) -> &Clock {
-        &self.shared.clock
+        &self.clock
     }
 
-    /// The time of this pass.
-    #[must_use]
+    /// Its last reading of the clock.
     pub fn now(&self) -> Tick {
         self.now
     }
 
-    /// Adds a poller, made by `build`, which learns where it will run.
+    /// Takes a poller in. `build` runs at once, on this thread, with the poller's ties to the reactor. An active poller
+    /// is polled from this pass on, a timed one first after its period.
+    ///
+    /// # Panics
+    /// Where the reactor holds [`POLLERS_MAX`] pollers. A panic of `build` leaves the reactor as it was.
     pub fn add(&mut self, spec: PollerSpec, build: impl FnOnce(&PollerCx) -> Box<dyn Poller>) -> PollerId {
-        let PollerSpec { name, group, period, spin, on_fault } = spec;
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            u32::try_from(self.slots.len() - 1).expect("fewer pollers than 2^32")
-        });
-        let id = PollerId { slot: index, generation: self.slots[index as usize].generation };
-        let flag = Arc::new(WakeFlag { id, listed: AtomicBool::new(false) });
-        let waker = Waker { flag: Arc::clone(&flag), shared: Arc::clone(&self.shared) };
-        let cx = PollerCx { epoll: Rc::clone(&self.epoll), waker, clock: self.clock().clone() };
-        let poller = build(&cx);
-        let clock = self.clock();
-        let period_ticks = period.map(|period| clock.ticks(period).max(1));
-        let spin = match spin {
-            Spin::Default => None,
-            Spin::None => Some(0),
-            Spin::For(time) => Some(clock.ticks(time)),
-        };
-        let state = if period.is_some() { PollerState::Timed } else { PollerState::Active };
-        let cell = Arc::new(PollerCell {
-            id,
-            number: group.next_poller(),
-            name: name.into(),
-            group: group.clone(),
-            period_ticks,
-            born: self.now,
-            state: AtomicU8::new(state as u8),
-            run_count: AtomicU64::new(0),
-            busy_count: AtomicU64::new(0),
-            busy_ticks: AtomicU64::new(0),
-        });
-        self.enlist(&cell);
-        let entry =
-            Entry { poller, cell, flag, spin, state, idle_since: None, peeking: false, timer: 0, on_fault };
-        self.slots[index as usize].entry = Some(entry);
-        match period_ticks {
-            Some(period) => self.set_timer(index, self.now.after(period)),
-            None => self.active.push(index),
+        let reused = self.free.last().copied();
+        let slot = reused.unwrap_or(self.slots.len() as u32);
+        assert!((slot as usize) < POLLERS_MAX, "reactor {} cannot hold another poller", self.core());
+        let generation = reused.map_or(0, |slot| self.slots[slot as usize].generation);
+        let id = PollerId { slot, generation };
+        let flag = Arc::new(WakeFlag::new());
+        let poller = build(&PollerCx::new(id, &self.shared, &self.watches, &flag));
+        // Nothing was noted until here, nothing fails from here.
+        if reused.is_some() {
+            self.free.pop();
+        } else {
+            self.slots.push(Slot { generation, tenant: None });
+            self.make_room();
         }
+        self.settle_in(id, spec, poller, flag);
         id
     }
 
-    fn enlist(&self, cell: &Arc<PollerCell>) {
-        cell.group.enlist(cell);
-        let mut residents = self.shared.residents();
-        match residents.groups.iter_mut().find(|(group, _, _)| *group == cell.group) {
-            Some((_, _, count)) => *count += 1,
-            None => residents.groups.push((cell.group.clone(), self.now, 1)),
-        }
-        residents.pollers.push(Arc::clone(cell));
-    }
-
-    fn delist(&self, cell: &Arc<PollerCell>) {
-        cell.group.retire(cell);
-        let mut residents = self.shared.residents();
-        residents.pollers.retain(|other| !Arc::ptr_eq(other, cell));
-        if let Some((_, _, count)) = residents.groups.iter_mut().find(|(group, _, _)| *group == cell.group) {
-            *count -= 1;
-        }
-        residents.groups.retain(|(_, _, count)| *count > 0);
-    }
-
-    /// Removes and drops a poller. False if it is not there any more.
-    pub fn remove(&mut self, id: PollerId) -> bool {
-        let there = self.entry(id).is_some();
-        if there {
-            self.active.retain(|&index| index != id.slot);
-            self.evict(id.slot);
-        }
-        there
-    }
-
-    fn entry(&mut self, id: PollerId) -> Option<&mut Entry> {
-        let slot = self.slots.get_mut(id.slot as usize)?;
-        if slot.generation == id.generation { slot.entry.as_mut() } else { None }
-    }
-
-    /// Empties a slot that is in no list. What the poller's own drop does wrong is contained.
-    fn evict(&mut self, index: u32) -> Option<FaultHook> {
-        let slot = &mut self.slots[index as usize];
-        let mut entry = slot.entry.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(index);
-        self.delist(&entry.cell);
-        let hook = entry.on_fault.take();
-        if catch_unwind(AssertUnwindSafe(|| drop(entry))).is_err() {
-            tracing::error!("a poller panicked while it was dropped");
-        }
-        hook
-    }
-
-    fn set_timer(&mut self, index: u32, at: Tick) {
-        self.next_timer += 1;
-        if let Some(entry) = &mut self.slots[index as usize].entry {
-            entry.timer = self.next_timer;
-            self.timers.push(Reverse((at, self.next_timer, index)));
-        }
-    }
-
-    /// One pass. For tests, and for [`Self::run`].
-    pub fn poll_once(&mut self) -> Pass {
-        if self.shared.stop.load(Ordering::Acquire) {
-            return Pass::Stopped;
-        }
-        let started = self.now;
-        let mut busy = 0;
-        if self.shared.messages.is_filled() {
-            busy += self.take_messages();
-        }
-        if self.shared.woken.is_filled() || self.shared.overflow.load(Ordering::Acquire) {
-            self.take_woken();
-        }
-        self.look_if_due();
-        busy += self.poll_active();
-        busy += self.fire_timers();
-        if busy == 0 {
-            self.now = self.shared.clock.now();
-        }
-        self.was_busy = busy > 0;
-        let counters = &self.shared.counters;
-        add(&counters.busy_ticks, busy);
-        add(&counters.idle_ticks, self.now.since(started).saturating_sub(busy));
-        if busy > 0 {
-            Pass::Busy
-        } else if self.active.is_empty() && self.spin_ticks != POLL_ONLY {
-            Pass::Sleepy(self.timers.peek().map(|Reverse((at, _, _))| *at))
-        } else {
-            Pass::Idle
-        }
-    }
-
-    /// Reads the clock after something was done: how long it took.
-    fn clock_in(&mut self) -> u64 {
-        let before = std::mem::replace(&mut self.now, self.shared.clock.now());
-        // Something was done, if in less than a tick.
-        self.now.since(before).max(1)
-    }
-
-    fn take_messages(&mut self) -> u64 {
-        for _ in 0..MESSAGES_PER_PASS {
-            let Some(message) = self.shared.messages.pop() else { break };
-            self.run_message(message);
-        }
-        self.clock_in()
-    }
-
-    fn run_message(&mut self, message: Message) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| message(self))) {
-            add(&self.shared.counters.faults, 1);
-            tracing::error!(core = self.core(), panic = panic_text(&*panic), "a message panicked");
-        }
-    }
-
-    fn take_woken(&mut self) {
-        if self.shared.overflow.swap(false, Ordering::AcqRel) {
-            let spin = self.shared.spin_ticks.load(Ordering::Relaxed);
-            let all = std::mem::replace(&mut self.spin_ticks, spin) != spin && spin == POLL_ONLY;
-            for index in 0..self.slots.len() {
-                let Some(entry) = &self.slots[index].entry else { continue };
-                if all || entry.flag.listed.load(Ordering::Acquire) {
-                    self.wake(entry.flag.id, false);
-                }
+    fn settle_in(&mut self, id: PollerId, spec: PollerSpec, poller: Box<dyn Poller>, flag: Arc<WakeFlag>) {
+        let since = self.clock.now();
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let period_ticks = spec.period.map(|period| self.clock.ticks(period)).filter(|ticks| *ticks > 0);
+        let counters = Arc::new(PollerCounters::new(id, &spec.name, &spec.group, period_ticks, since));
+        let share = self.shared.counters.enlist(serial, Arc::clone(&counters), &self.clock);
+        let place = match period_ticks {
+            Some(period_ticks) => {
+                self.periods.set(id.slot, since.after(period_ticks));
+                // A timed poller waits between its polls, so a wake always means something to it.
+                flag.arm();
+                Place::Timed { period_ticks }
             }
-        }
-        // Those that are woken from here on are for the next pass.
-        for _ in 0..self.slots.len() + 1 {
-            let Some(id) = self.shared.woken.pop() else { break };
-            self.wake(id, false);
-        }
-    }
-
-    /// Brings a poller back into the active list, if it is parked.
-    fn wake(&mut self, id: PollerId, peeking: bool) {
-        let Some(entry) = self.entry(id) else { return };
-        // Before the poll that this leads to: who wakes from now on is listed anew.
-        entry.flag.listed.store(false, Ordering::SeqCst);
-        if entry.state != PollerState::Parked {
-            entry.idle_since = None;
-            return;
-        }
-        entry.state = PollerState::Active;
-        entry.cell.set_state(PollerState::Active);
-        entry.idle_since = None;
-        entry.peeking = peeking;
-        entry.timer = 0;
-        entry.poller.unpark();
-        self.active.push(id.slot);
-    }
-
-    /// Looks at the descriptors, when it is time to.
-    fn look_if_due(&mut self) {
-        let interval = if self.was_busy { self.look_busy } else { self.look_idle };
-        if self.now.since(self.looked_at) >= interval {
-            self.look(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-            self.looked_at = self.now;
-        }
-    }
-
-    /// Waits for descriptors, and wakes the pollers that watch them.
-    fn look(&mut self, timeout: Option<&Timespec>) {
-        let mut events =
-            [epoll::Event { flags: epoll::EventFlags::empty(), data: BELL.to_data() }; EVENTS_PER_LOOK];
-        let n = match epoll::wait(&*self.epoll, &mut events, timeout) {
-            Ok(n) => n,
-            Err(Errno::INTR) => 0,
-            Err(errno) => {
-                tracing::error!(core = self.core(), %errno, "waiting for descriptors failed");
-                0
+            None => {
+                self.active.push(id.slot);
+                Place::Active
             }
         };
-        for event in &events[..n] {
-            let id = PollerId::from_data(event.data);
-            if id == BELL {
-                add(&self.shared.counters.wakeups, 1);
-            } else {
-                self.wake(id, false);
-            }
+        let spin_ticks = self.spin_ticks_of(spec.spin);
+        let park_at = since.after(spin_ticks);
+        let tenant = Tenant {
+            poller,
+            park_at,
+            spin_ticks,
+            runs: 0,
+            place,
+            flag,
+            counters,
+            share,
+            serial,
+            spin: spec.spin,
+            on_fault: spec.on_fault,
+        };
+        self.slots[id.slot as usize].tenant = Some(tenant);
+    }
+
+    /// Sees that nothing allocates later, while polling, for lack of room for one more poller.
+    fn make_room(&mut self) {
+        let slots = self.slots.len();
+        for list in [&mut self.active, &mut self.free] {
+            list.reserve(slots - list.len());
+        }
+        // A slot may be named by its waker and by a change of mode in one pass, besides a batch of descriptors.
+        self.woken.reserve(2 * slots + EVENTS_PER_WAIT);
+        self.due_deadlines.reserve(slots);
+        self.due_periods.reserve(slots);
+        self.deadlines.make_room(slots);
+        self.periods.make_room(slots);
+    }
+
+    /// Removes and drops a poller; false if it is not there any more.
+    pub fn remove(&mut self, id: PollerId) -> bool {
+        if self.slots.get(id.slot as usize).is_none_or(|slot| slot.generation != id.generation) {
+            return false;
+        }
+        let tenant = self.evict(id.slot);
+        let found = tenant.is_some();
+        tenant.into_iter().for_each(|tenant| self.discard(tenant));
+        found
+    }
+
+    /// Takes a poller out of every list; its slot is free afterwards.
+    fn evict(&mut self, slot: u32) -> Option<Tenant> {
+        let place = &mut self.slots[slot as usize];
+        let mut tenant = place.tenant.take()?;
+        let id = PollerId { slot, generation: place.generation };
+        place.generation = place.generation.wrapping_add(1);
+        tenant.flag.disarm();
+        match tenant.place {
+            Place::Active => self.leave_active(slot),
+            Place::Parked => self.deadlines.cancel(slot),
+            Place::Timed { .. } => self.periods.cancel(slot),
+        }
+        self.watches.remove_of(id);
+        tenant.publish_runs();
+        self.shared.counters.strike(tenant.serial);
+        self.free.push(slot);
+        Some(tenant)
+    }
+
+    /// The order of `active` means nothing, so the last one takes the gap.
+    fn leave_active(&mut self, slot: u32) {
+        // The one that is being polled is what leaves, nearly always.
+        let here = self.active.get(self.cursor) == Some(&slot);
+        let position = if here { Some(self.cursor) } else { self.active.iter().position(|it| *it == slot) };
+        if let Some(position) = position {
+            self.active.swap_remove(position);
         }
     }
 
-    fn poll_active(&mut self) -> u64 {
-        let mut busy = 0;
-        let mut at = 0;
-        while at < self.active.len() {
-            let index = self.active[at];
-            let (ticks, stays) = self.poll_one(index);
-            busy += ticks;
-            if stays {
-                at += 1;
-            } else {
-                // Whoever comes into its place has not been polled in this pass.
-                self.active.swap_remove(at);
-            }
-        }
-        busy
-    }
-
-    /// Polls one: the time it did something, and whether it stays in the active list.
-    fn poll_one(&mut self, index: u32) -> (u64, bool) {
-        match self.run_poller(index) {
-            Polled::Idle => (0, self.keep_idle(index)),
-            Polled::Busy(ticks) => (ticks, true),
-            Polled::Gone(ticks) => (ticks, false),
-        }
-    }
-
-    fn run_poller(&mut self, index: u32) -> Polled {
-        let now = self.now;
-        let Some(entry) = &mut self.slots[index as usize].entry else { return Polled::Gone(0) };
-        let polled = catch_unwind(AssertUnwindSafe(|| entry.poller.poll(now)));
-        add(&entry.cell.run_count, 1);
-        match polled {
-            Ok(Work::Idle) => Polled::Idle,
-            Ok(Work::Busy) => {
-                entry.idle_since = None;
-                entry.peeking = false;
-                add(&entry.cell.busy_count, 1);
-                Polled::Busy(self.charge(index))
-            }
-            Ok(Work::Done) => {
-                self.evict(index);
-                Polled::Gone(self.clock_in())
-            }
-            Err(panic) => {
-                self.fault(index, &*panic);
-                Polled::Gone(self.clock_in())
-            }
-        }
-    }
-
-    /// Books the time of a poll that did something.
-    fn charge(&mut self, index: u32) -> u64 {
-        let ticks = self.clock_in();
-        if let Some(entry) = &self.slots[index as usize].entry {
-            add(&entry.cell.busy_ticks, ticks);
-            if ticks > self.shared.stall_ticks.load(Ordering::Relaxed) {
-                self.stalled(index, ticks);
-            }
-        }
-        ticks
-    }
-
-    #[cold]
-    fn stalled(&self, index: u32, ticks: u64) {
-        let counters = &self.shared.counters;
-        add(&counters.stalls, 1);
-        if let Some(entry) = &self.slots[index as usize].entry
-            && counters.stalls.load(Ordering::Relaxed) <= LOGGED_STALLS
-        {
-            let held = self.clock().duration(ticks);
-            tracing::warn!(
-                core = self.core(),
-                poller = &*entry.cell.name,
-                ?held,
-                "a poller held its core for long"
+    /// Drops a poller that has been taken out; its `drop` is foreign code too.
+    fn discard(&mut self, tenant: Tenant) {
+        let counters = Arc::clone(&tenant.counters);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(tenant))) {
+            self.shared.counters.faults.add(1);
+            let (reactor, poller) = (self.core(), &*counters.name);
+            tracing::error!(
+                reactor,
+                poller,
+                panic = panic_text(&*panic),
+                "poller panicked while it was dropped"
             );
         }
     }
 
-    #[cold]
-    fn fault(&mut self, index: u32, panic: &(dyn Any + Send)) {
-        let text = panic_text(panic);
-        let name = self.slots[index as usize].entry.as_ref().map(|entry| Arc::clone(&entry.cell.name));
-        add(&self.shared.counters.faults, 1);
-        tracing::error!(
-            core = self.core(),
-            poller = name.as_deref(),
-            panic = text,
-            "a poller panicked; it is removed"
-        );
-        if let Some(hook) = self.evict(index)
-            && catch_unwind(AssertUnwindSafe(|| hook(text))).is_err()
-        {
-            tracing::error!("the fault hook of a poller panicked");
-        }
-    }
-
-    /// Whether an idle poller stays in the active list; otherwise it has parked.
-    fn keep_idle(&mut self, index: u32) -> bool {
-        let (now, mode_spin) = (self.now, self.spin_ticks);
-        let Some(entry) = &mut self.slots[index as usize].entry else { return false };
-        if mode_spin == POLL_ONLY && entry.spin != Some(0) {
-            return true;
-        }
-        let spin = entry.spin.unwrap_or(mode_spin);
-        let since = *entry.idle_since.get_or_insert(now);
-        if spin > 0 && !entry.peeking && now.since(since) < spin {
-            return true;
-        }
-        let deadline = match entry.poller.park(now) {
-            Park::Never | Park::Ready => {
-                // Asked again after another spin time.
-                entry.idle_since = None;
-                entry.peeking = false;
-                return true;
-            }
-            Park::Wait => None,
-            Park::Until(at) => Some(at),
+    /// The poller that was being called has panicked: it goes, the others stay.
+    fn evict_faulty(&mut self, panic: Box<dyn Any + Send>) {
+        let called = self.current.take().or_else(|| self.active.get(self.cursor).copied());
+        let Some(mut tenant) = called.and_then(|slot| self.evict(slot)) else {
+            // Not a poller's panic but our own: there is no telling what state we are in.
+            std::panic::resume_unwind(panic);
         };
-        entry.state = PollerState::Parked;
-        entry.cell.set_state(PollerState::Parked);
-        if let Some(at) = deadline {
-            self.set_timer(index, at);
+        self.shared.counters.faults.add(1);
+        let text = panic_text(&*panic);
+        let counters = Arc::clone(&tenant.counters);
+        let (reactor, poller, group) = (self.core(), &*counters.name, counters.group.name());
+        tracing::error!(reactor, poller, group, panic = text, "poller panicked and was removed");
+        let hook = tenant.on_fault.take();
+        self.discard(tenant);
+        let Some(hook) = hook else { return };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| hook(text))) {
+            tracing::error!(reactor, poller, panic = panic_text(&*panic), "fault hook panicked");
         }
-        false
     }
 
-    fn fire_timers(&mut self) -> u64 {
-        let mut busy = 0;
-        let due = self.now;
-        while let Some(&Reverse((at, number, index))) = self.timers.peek() {
-            if at > due {
-                break;
+    /// Makes the mode of the control word ours.
+    fn take_mode(&mut self) {
+        let mode = self.orders.mode();
+        self.spin_ticks = match mode {
+            Mode::Adaptive { spin } => self.clock.ticks(spin),
+            Mode::PollOnly => u64::MAX,
+            Mode::Interrupt => 0,
+        };
+        for slot in 0..self.slots.len() {
+            let Some(tenant) = self.slots[slot].tenant.as_ref() else { continue };
+            let spin_ticks = self.spin_ticks_of(tenant.spin);
+            let tenant = self.slots[slot].tenant.as_mut().expect("it was there a line ago");
+            tenant.spin_ticks = spin_ticks;
+            tenant.park_at = self.now.after(spin_ticks);
+            if mode == Mode::PollOnly && tenant.place == Place::Parked && tenant.spin != Spin::None {
+                self.woken.push(slot as u32);
             }
-            self.timers.pop();
-            let Some(entry) = &self.slots[index as usize].entry else { continue };
-            if entry.timer != number {
-                continue;
-            }
-            if entry.state == PollerState::Parked {
-                self.wake(entry.flag.id, true);
-                continue;
-            }
-            let period = entry.cell.period_ticks.unwrap_or(1);
-            match self.run_poller(index) {
-                Polled::Idle => {}
-                Polled::Busy(ticks) => busy += ticks,
-                Polled::Gone(ticks) => {
-                    busy += ticks;
-                    continue;
-                }
-            }
-            // From now on, not from when it was due: a reactor that was late does not run after the clock.
-            self.set_timer(index, self.now.after(period));
         }
-        busy
+        self.quiet_at = self.now.after(self.spin_ticks);
     }
 
-    /// Runs until it is told to stop, sleeping when there is nothing to do. Its pollers are dropped at the end, on
-    /// this thread.
-    pub fn run(&mut self) {
-        let tid = rustix::thread::gettid().as_raw_nonzero().get();
-        self.shared.counters.tid.store(tid.unsigned_abs(), Ordering::Relaxed);
-        loop {
-            match self.poll_once() {
-                Pass::Busy => {}
-                Pass::Idle => std::hint::spin_loop(),
-                Pass::Sleepy(until) => self.sleep(until),
-                Pass::Stopped => break,
-            }
+    fn spin_ticks_of(&self, spin: Spin) -> u64 {
+        match (self.orders.mode(), spin) {
+            (_, Spin::None) => 0,
+            (Mode::Adaptive { .. }, Spin::For(span)) => self.clock.ticks(span),
+            _ => self.spin_ticks,
         }
-        self.shared.stopped.store(true, Ordering::Release);
-        for index in 0..self.slots.len() {
-            self.evict(u32::try_from(index).expect("a slot's index"));
-        }
-        self.active.clear();
-        // Who waits for an answer to these learns that there is none.
-        while self.shared.messages.pop().is_some() {}
     }
 
-    fn sleep(&mut self, until: Option<Tick>) {
-        self.shared.gate.announce();
-        if self.shared.has_something() {
-            self.shared.gate.awake();
-            return;
+    /// Runs the messages that wait, then drops everything; messages sent from now on are refused.
+    fn shut_down(&mut self) {
+        // Bounded: messages may send messages.
+        for _ in 0..MAILBOX_CAPACITY {
+            let Some(message) = self.shared.mailbox.pop() else { break };
+            self.run_message(message);
         }
-        let before = self.now;
-        let timeout = until.map(|at| {
-            // Rounded up: waking early would spin until it is time.
-            let left = self.clock().duration(at.since(before)) + Duration::from_micros(1);
-            Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(left.subsec_nanos()),
-            }
-        });
-        self.look(timeout.as_ref());
-        self.shared.gate.awake();
-        self.now = self.shared.clock.now();
-        self.looked_at = self.now;
-        let counters = &self.shared.counters;
-        add(&counters.sleeps, 1);
-        add(&counters.slept_ticks, self.now.since(before));
-        add(&counters.idle_ticks, self.now.since(before));
+        self.drop_all();
+    }
+
+    /// Last come, first gone: later pollers were built on earlier ones.
+    fn drop_all(&mut self) {
+        self.stopped = true;
+        self.shared.mailbox.close();
+        let mut slots: Vec<(u64, u32)> = (0u32..)
+            .zip(&self.slots)
+            .filter_map(|(slot, place)| place.tenant.as_ref().map(|tenant| (tenant.serial, slot)))
+            .collect();
+        slots.sort_unstable();
+        for (_, slot) in slots.into_iter().rev() {
+            let tenant = self.evict(slot);
+            tenant.into_iter().for_each(|tenant| self.discard(tenant));
+        }
     }
 }
 
+impl Drop for Reactor {
+    /// A reactor that was not stopped runs no more messages, but nobody shall wait for their answers.
+    fn drop(&mut self) {
+        self.drop_all();
+    }
+}
+
+impl fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor").field("core", &self.core()).field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// What `panic!` was given, where it was text.
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text")
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no text)")
 }

@@ -1,209 +1,299 @@
-//! All reactors of a target: one pinned thread per core.
+//! All reactors of the process: one pinned thread for each core of the mask.
+//!
+//! The program starts them once, early, from its main thread, reaches them through handles, and stops them at the end.
 
-use std::{io, sync::mpsc, thread::JoinHandle, time::Duration};
+use std::io;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use core_affinity::CoreId;
+use crate::affinity::{allowed_cores, online_cores, pin_current_thread};
+use crate::clock::Clock;
+use crate::control::Mode;
+use crate::cpumask::CoreMask;
+use crate::handle::Handle;
+use crate::reactor::{DEFAULT_STALL_LIMIT, Reactor, ReactorConfig};
+use crate::stats::ReactorStats;
 
-use crate::{
-    Clock, CoreMask, DEFAULT_MODE, DEFAULT_STALL_LIMIT, Handle, Mode, Reactor, ReactorConfig, ReactorStats,
-};
-
-/// How reactors are started.
+/// Which reactors to start, and how.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The cores to run on.
+    /// One reactor for each of these cores.
     pub cores: CoreMask,
-    /// The one that hosts what belongs to no other; the first if none is named.
+    /// The core of the main reactor; the lowest if not said.
     pub main_core: Option<u32>,
-    /// When they poll and when they sleep.
+    /// Their first mode.
     pub mode: Mode,
-    /// How long a poll may take before it is called a stall.
+    /// How long one poll may take before it counts as a stall.
     pub stall_limit: Duration,
 }
 
 impl Config {
-    /// Adaptive reactors on these cores.
-    #[must_use]
+    /// Adaptive reactors on these cores, the main one on the lowest.
     pub fn new(cores: CoreMask) -> Config {
-        Config { cores, main_core: None, mode: DEFAULT_MODE, stall_limit: DEFAULT_STALL_LIMIT }
+        Config { cores, main_core: None, mode: Mode::default(), stall_limit: DEFAULT_STALL_LIMIT }
     }
 }
 
-/// Why reactors do not start.
+/// Why the reactors did not start. None of them runs then.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No core was named.
-    #[error("the core mask is empty")]
+    /// The mask has no core.
+    #[error("the cpumask names no core")]
     NoCores,
-    /// The system does not tell which cores there are.
-    #[error("the system does not tell which cores this process may use")]
-    Unknown,
-    /// A core that does not exist, or that this process may not use.
-    #[error("core {core} does not exist or is not ours to use (cores we may use: {allowed})")]
-    NotOurs {
+    /// The machine has no such core, or it is switched off.
+    #[error("core {core} does not exist or is offline; this machine has cores 0x{online}")]
+    CoreAbsent {
         /// The core.
         core: u32,
-        /// Those we may use, as a mask.
+        /// What there is.
+        online: Box<CoreMask>,
+    },
+    /// Affinity or cgroup keeps this process off the core.
+    #[error("core {core} is not ours: this process may run on cores 0x{allowed}")]
+    CoreNotAllowed {
+        /// The core.
+        core: u32,
+        /// What we may use.
         allowed: Box<CoreMask>,
     },
-    /// The main core is not one of the cores.
-    #[error("main core {0} is not in the core mask")]
-    MainCore(u32),
-    /// A thread cannot be started or pinned.
-    #[error("the reactor of core {core} cannot start: {source}")]
-    Thread {
+    /// The main core has no reactor.
+    #[error("main core {core} is not among the cores 0x{cores}")]
+    MainCoreOutside {
+        /// The main core asked for.
+        core: u32,
+        /// The mask.
+        cores: Box<CoreMask>,
+    },
+    /// The kernel refused to pin the thread.
+    #[error("cannot pin a thread to core {core}")]
+    Pin {
         /// The core.
         core: u32,
-        /// Why.
+    },
+    /// No thread, or no descriptors for it.
+    #[error("cannot start the reactor of core {core}")]
+    Create {
+        /// The core.
+        core: u32,
+        /// What the kernel said.
+        #[source]
         source: io::Error,
     },
 }
 
-/// The reactors of a target. Dropped, they stop.
+/// The running reactors. Dropping it stops them.
+#[derive(Debug)]
 pub struct Reactors {
     handles: Vec<Handle>,
     threads: Vec<JoinHandle<()>>,
     main: usize,
-    cores: CoreMask,
     clock: Clock,
 }
 
-/// The cores that this thread, and with it the threads it starts, may use.
-fn allowed_cores() -> Result<CoreMask, StartError> {
-    let ids = core_affinity::get_core_ids().ok_or(StartError::Unknown)?;
-    Ok(ids.into_iter().filter_map(|core| u32::try_from(core.id).ok()).collect())
-}
-
 impl Reactors {
-    /// Starts one thread `reactor_N` per core. Called from a thread that is not pinned itself.
+    /// Starts them all, or none. Call it from a thread that is not pinned: the allowed cores are read once, then.
     ///
     /// # Errors
-    /// See [`StartError`]; those that had started are stopped again.
+    /// See [`StartError`].
     pub fn start(config: Config) -> Result<Reactors, StartError> {
-        let first = config.cores.first().ok_or(StartError::NoCores)?;
-        let allowed = allowed_cores()?;
-        if let Some(core) = config.cores.iter().find(|&core| !allowed.contains(core)) {
-            return Err(StartError::NotOurs { core, allowed: Box::new(allowed) });
-        }
-        let main_core = config.main_core.unwrap_or(first);
-        let main = config.cores.iter().position(|core| core == main_core);
-        let main = main.ok_or(StartError::MainCore(main_core))?;
-        let clock = Clock::system();
-        let mut reactors =
-            Reactors { handles: Vec::new(), threads: Vec::new(), main, cores: config.cores, clock };
+        let main = check(&config)?;
+        let mut reactors = Reactors {
+            handles: Vec::with_capacity(config.cores.len()),
+            threads: Vec::with_capacity(config.cores.len()),
+            main,
+            clock: Clock::system(),
+        };
         for core in config.cores.iter() {
-            let (handle, thread) =
-                reactors.spawn(core, &config).map_err(|source| StartError::Thread { core, source })?;
-            reactors.handles.push(handle);
-            reactors.threads.push(thread);
+            // Those that run already are stopped by the drop of `reactors`.
+            reactors.start_one(core, &config)?;
         }
         Ok(reactors)
     }
 
-    fn spawn(&self, core: u32, config: &Config) -> io::Result<(Handle, JoinHandle<()>)> {
-        let config = ReactorConfig {
-            core,
-            mode: config.mode,
-            clock: self.clock.clone(),
-            stall_limit: config.stall_limit,
-        };
-        let (started, wait) = mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new().name(format!("reactor_{core}")).spawn(move || {
-            // core_affinity aborts on ids of 1024 and more, which no CoreMask holds.
-            let pinned = core_affinity::set_for_current(CoreId { id: core as usize });
-            let reactor =
-                if pinned { Reactor::new(config) } else { Err(io::Error::other("it cannot be pinned")) };
-            match reactor {
+    fn start_one(&mut self, core: u32, config: &Config) -> Result<(), StartError> {
+        let (mode, stall_limit, clock) = (config.mode, config.stall_limit, self.clock.clone());
+        let (report, started) = mpsc::sync_channel(1);
+        let body = move || {
+            let config = ReactorConfig { core, mode, clock, stall_limit };
+            match start_here(config) {
                 Ok(mut reactor) => {
-                    // The starter waits for it.
-                    let _ = started.send(Ok(reactor.handle()));
+                    // The starter waits below.
+                    let _ = report.send(Ok(reactor.handle()));
                     reactor.run();
                 }
-                Err(error) => drop(started.send(Err(error))),
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
             }
-        })?;
-        let handle = wait.recv().map_err(|_died| io::Error::other("its thread panicked"))??;
-        Ok((handle, thread))
+        };
+        let thread = thread::Builder::new()
+            .name(format!("reactor_{core}"))
+            .spawn(body)
+            .map_err(|source| StartError::Create { core, source })?;
+        self.threads.push(thread);
+        let handle = started.recv().expect("the thread reports before it does anything else")?;
+        self.handles.push(handle);
+        Ok(())
     }
 
     /// All of them, by core.
-    #[must_use]
     pub fn handles(&self) -> &[Handle] {
         &self.handles
     }
 
-    /// That of a core.
-    #[must_use]
+    /// The reactor of a core.
     pub fn handle(&self, core: u32) -> Option<&Handle> {
         self.handles.iter().find(|handle| handle.core() == core)
     }
 
-    /// The one that hosts what belongs to no other.
-    #[must_use]
+    /// The main reactor: where what has no core of its own lives.
     pub fn main(&self) -> &Handle {
         &self.handles[self.main]
     }
 
     /// Their cores.
-    #[must_use]
     pub fn cores(&self) -> CoreMask {
-        self.cores
+        self.handles.iter().map(Handle::core).collect()
     }
 
-    /// Their clock.
-    #[must_use]
+    /// The clock of them all.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// Their counters.
-    #[must_use]
+    /// The counters of all reactors, by core.
     pub fn snapshot(&self) -> Vec<ReactorStats> {
         self.handles.iter().map(Handle::stats).collect()
     }
 
-    /// Stops them: each drops its pollers on its own thread.
-    pub fn stop(self) {
-        drop(self);
+    /// Stops them: each runs the messages that wait, drops its pollers on its own thread and ends. Waits for that.
+    pub fn stop(mut self) {
+        self.stop_and_join();
     }
-}
 
-impl Drop for Reactors {
-    fn drop(&mut self) {
+    fn stop_and_join(&mut self) {
         self.handles.iter().for_each(Handle::stop);
         for thread in self.threads.drain(..) {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
             if thread.join().is_err() {
-                tracing::error!("a reactor's thread panicked");
+                tracing::error!(thread = name, "reactor thread panicked");
             }
         }
     }
 }
 
+impl Drop for Reactors {
+    fn drop(&mut self) {
+        self.stop_and_join();
+    }
+}
+
+/// The index of the main core in the mask, if everything that was asked for can be had.
+fn check(config: &Config) -> Result<usize, StartError> {
+    let (cores, online, allowed) = (config.cores, online_cores(), allowed_cores());
+    let first = cores.first().ok_or(StartError::NoCores)?;
+    for core in cores.iter() {
+        if !online.contains(core) {
+            return Err(StartError::CoreAbsent { core, online: Box::new(online) });
+        }
+        if !allowed.contains(core) {
+            return Err(StartError::CoreNotAllowed { core, allowed: Box::new(allowed) });
+        }
+    }
+    let main = config.main_core.unwrap_or(first);
+    cores
+        .iter()
+        .position(|core| core == main)
+        .ok_or(StartError::MainCoreOutside { core: main, cores: Box::new(cores) })
+}
+
+/// On the reactor's own thread: pinned first, so that what it allocates is touched there.
+fn start_here(config: ReactorConfig) -> Result<Reactor, StartError> {
+    let core = config.core;
+    if !pin_current_thread(core) {
+        return Err(StartError::Pin { core });
+    }
+    Reactor::new(config).map_err(|source| StartError::Create { core, source })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpumask::CORES_MAX;
+
+    fn an_allowed_core() -> u32 {
+        allowed_cores().first().unwrap()
+    }
 
     #[test]
-    fn core_that_does_not_exist_is_named() {
-        let error = Reactors::start(Config::new(CoreMask::of(1023))).err().unwrap();
-        assert!(matches!(error, StartError::NotOurs { core: 1023, .. }), "{error}");
+    fn reactor_runs_messages_on_its_named_and_pinned_thread() {
+        let core = an_allowed_core();
+        let reactors = Reactors::start(Config::new(CoreMask::of(core))).unwrap();
+        let look = || {
+            let pinned_to = core_affinity::get_core_ids().unwrap();
+            (
+                thread::current().name().unwrap().to_owned(),
+                pinned_to.into_iter().map(|it| it.id as u32).collect(),
+            )
+        };
+        let (name, pinned_to): (String, CoreMask) = reactors.main().call(move |_| look()).unwrap();
+        assert_eq!(name, format!("reactor_{core}"));
+        assert_eq!(pinned_to, CoreMask::of(core));
+        assert!(reactors.snapshot()[0].tid > 0);
+        reactors.stop();
+    }
+
+    #[test]
+    fn one_reactor_for_each_core_of_the_mask() {
+        let cores = allowed_cores();
+        let last = cores.iter().last();
+        let reactors = Reactors::start(Config { main_core: last, ..Config::new(cores) }).unwrap();
+        assert_eq!(reactors.cores(), cores);
+        assert_eq!(Some(reactors.main().core()), last);
+        assert!(reactors.handle(CORES_MAX - 1).is_none());
+    }
+
+    #[test]
+    fn handle_of_a_stopped_reactor_refuses() {
+        let reactors = Reactors::start(Config::new(CoreMask::of(an_allowed_core()))).unwrap();
+        let handle = reactors.main().clone();
+        reactors.stop();
+        assert_eq!(handle.call(|_| ()), Err(crate::CallError::Stopped));
+    }
+
+    #[test]
+    fn reactor_thread_may_not_wait_for_a_reactor() {
+        let reactors = Reactors::start(Config::new(CoreMask::of(an_allowed_core()))).unwrap();
+        let handle = reactors.main().clone();
+        let answer = reactors.main().call(move |_| handle.call(|_| ())).unwrap();
+        assert_eq!(answer, Err(crate::CallError::OnReactor));
+    }
+
+    #[test]
+    fn call_that_panics_is_lost_and_the_reactor_goes_on() {
+        let reactors = Reactors::start(Config::new(CoreMask::of(an_allowed_core()))).unwrap();
+        assert_eq!(reactors.main().call(|_| panic!("in a call")), Err::<(), _>(crate::CallError::Lost));
+        assert_eq!(reactors.main().call(|_| 7), Ok(7));
+        assert_eq!(reactors.main().stats().faults, 1);
+    }
+
+    #[test]
+    fn empty_mask_is_refused() {
+        assert!(matches!(Reactors::start(Config::new(CoreMask::new())), Err(StartError::NoCores)));
+    }
+
+    #[test]
+    fn core_that_does_not_exist_is_refused_by_name() {
+        // No machine that runs this test has the last core a mask can name.
+        let error = Reactors::start(Config::new(CoreMask::of(CORES_MAX - 1))).unwrap_err();
+        assert!(matches!(error, StartError::CoreAbsent { core: 1023, .. }), "{error}");
     }
 
     #[test]
     fn main_core_outside_the_mask_is_refused() {
-        let config = Config { main_core: Some(7), ..Config::new(CoreMask::of(0)) };
-        assert!(matches!(Reactors::start(config).err(), Some(StartError::MainCore(7))));
-    }
-
-    #[test]
-    fn message_is_run_on_the_pinned_thread() {
-        let reactors = Reactors::start(Config::new(CoreMask::of(0))).unwrap();
-        let name = reactors.main().call(|_| std::thread::current().name().map(str::to_owned)).unwrap();
-        assert_eq!(name.as_deref(), Some("reactor_0"));
-        let cores = reactors.main().call(|_| core_affinity::get_core_ids()).unwrap().unwrap();
-        assert_eq!(cores, [CoreId { id: 0 }]);
-        let handle = reactors.main().clone();
-        reactors.stop();
-        assert_eq!(handle.call(|_| ()), Err(crate::CallError::Stopped));
+        let config =
+            Config { main_core: Some(CORES_MAX - 1), ..Config::new(CoreMask::of(an_allowed_core())) };
+        assert!(matches!(Reactors::start(config), Err(StartError::MainCoreOutside { core: 1023, .. })));
     }
 }

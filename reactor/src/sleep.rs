@@ -1,48 +1,52 @@
-//! The handshake between a reactor that goes to sleep and threads that have something for it.
+//! The handshake between a reactor that goes to sleep and the threads that bring it news.
 //!
-//! The reactor announces, fences, and looks again at everything; only then it waits. A waker puts its thing down,
-//! fences, and looks for the announcement. With a full fence on both sides at least one sees the other: either the
-//! reactor finds the thing, or the waker finds it asleep and rings. Checked by loom (`tests/loom.rs`).
+//! A message, a wake or a change of mode is published first and [`SleepGate::notify`] called second; the reactor calls
+//! [`SleepGate::announce`] first and looks at every source second. Each side has a sequentially consistent fence in
+//! between, so of the two at least one sees the other: the reactor finds the news, or the sender finds the sleeper and
+//! rings. That is the whole of it; how the bell sounds (an eventfd) and what news is belong to the caller. All
+//! interleavings are tried by `tests/loom.rs`.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use crate::sync::{AtomicBool, Ordering, fence};
 
-/// Whether a reactor sleeps, as both sides see it.
+/// Where a reactor says that it sleeps.
 #[derive(Debug)]
-pub struct SleepGate {
+pub(crate) struct SleepGate {
     asleep: AtomicBool,
 }
 
-impl Default for SleepGate {
-    fn default() -> Self {
-        Self { asleep: AtomicBool::new(false) }
-    }
-}
-
 impl SleepGate {
-    /// The reactor: announces that it is going to sleep. It must look at every source once more after this.
-    pub fn announce(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
+    pub(crate) fn new() -> SleepGate {
+        SleepGate { asleep: AtomicBool::new(false) }
+    }
+
+    /// The reactor: "I am about to sleep". It must look at every source of news after this, and sleep only if there is
+    /// none.
+    pub(crate) fn announce(&self) {
+        // A swap, to come after the claim of whoever rang for the last sleep: nobody who sees this one may see that one
+        // instead and keep still.
+        self.asleep.swap(true, Ordering::AcqRel);
+        // Pairs with the fence in `notify`: what a sender published before its fence and did not ring for is seen by
+        // the loads that follow here.
         fence(Ordering::SeqCst);
     }
 
-    /// The reactor: is up again.
-    pub fn awake(&self) {
+    /// The reactor: "I am awake", after the wait or instead of it.
+    pub(crate) fn withdraw(&self) {
         self.asleep.store(false, Ordering::Relaxed);
     }
 
-    /// A waker, after it has put its thing down: true if it must ring. Only one of several wakers is told so.
-    #[must_use]
-    pub fn must_ring(&self) -> bool {
+    /// A sender, after it has published its news: rings if the reactor sleeps and nobody has rung for this sleep yet.
+    pub(crate) fn notify(&self, ring: impl FnOnce()) {
+        // Pairs with the fence in `announce`.
         fence(Ordering::SeqCst);
-        self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel)
+        // The load keeps an awake reactor's line shared; the swap elects one ringer among several senders.
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+            ring();
+        }
     }
 
-    /// Whether the reactor sleeps now, for statistics.
-    #[must_use]
-    pub fn is_asleep(&self) -> bool {
+    /// Has the reactor announced sleep? For statistics: stale as soon as it is read.
+    pub(crate) fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::Relaxed)
     }
 }

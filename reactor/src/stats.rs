@@ -1,228 +1,276 @@
-//! Counters that a reactor keeps, and groups: what SPDK's clients call threads.
+//! Counters of reactors and pollers, and the snapshots that the control threads take of them.
+//!
+//! Each counter has one writer, its reactor, and is read by anyone at any time without disturbing it. Only busy time is
+//! counted; idle time is what is left of the time since the counting began, so a poller that has nothing to do costs no
+//! clock reading. The counts of polls without work reach the snapshots within [`crate::PUBLISH_INTERVAL`].
 
-use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
-    atomic::{AtomicU8, AtomicU64, Ordering},
-};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use crate::{CoreMask, Mode, PollerId, Tick};
+use crate::clock::{Clock, Tick};
+use crate::control::Mode;
+use crate::group::{Group, Share, lock};
+use crate::poller::PollerId;
 
-/// Where a poller is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A count with one writer.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// The owning reactor. Load and store, not an atomic addition: it has no rival.
+    #[inline]
+    pub(crate) fn add(&self, more: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Where a poller stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum PollerState {
-    /// Polled every pass.
+    /// Polled in every pass.
     Active,
-    /// Asleep.
+    /// Waiting for its waker, a descriptor or a deadline.
     Parked,
-    /// Polled at its interval.
+    /// Polled once a period.
     Timed,
 }
 
-/// A poller's counters at one time.
-#[derive(Clone, Debug)]
-pub struct PollerStats {
-    /// Which one.
-    pub id: PollerId,
-    /// Its number within its group, from 1.
-    pub number: u64,
-    /// Its name.
-    pub name: Arc<str>,
-    /// What it belongs to.
-    pub group: Group,
-    /// The reactor it runs on.
-    pub core: u32,
-    /// Where it is.
-    pub state: PollerState,
-    /// Its interval, if it has one.
-    pub period_ticks: Option<u64>,
-    /// How often it was polled.
-    pub run_count: u64,
-    /// How often it then did something.
-    pub busy_count: u64,
-    /// Time in polls that did something.
-    pub busy_ticks: u64,
-    /// The rest of its life.
-    pub idle_ticks: u64,
-}
-
-/// A reactor's counters at one time.
-#[derive(Clone, Debug)]
-pub struct ReactorStats {
-    /// Its core.
-    pub core: u32,
-    /// Its thread.
-    pub tid: u32,
-    /// When it polls and when it sleeps.
-    pub mode: Mode,
-    /// It sleeps now.
-    pub asleep: bool,
-    /// Time in which something was done.
-    pub busy_ticks: u64,
-    /// The rest.
-    pub idle_ticks: u64,
-    /// The part of the rest that was spent asleep.
-    pub slept_ticks: u64,
-    /// How often it slept.
-    pub sleeps: u64,
-    /// How often it was rung awake.
-    pub wakeups: u64,
-    /// Polls that took too long.
-    pub stalls: u64,
-    /// Pollers that panicked.
-    pub faults: u64,
-    /// Groups with a poller here, and since when.
-    pub groups: Vec<(Group, Tick)>,
-}
-
-/// A group's time, over all reactors, past and present.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GroupStats {
-    /// Time in which something was done.
-    pub busy_ticks: u64,
-    /// The rest.
-    pub idle_ticks: u64,
-}
-
+/// What a reactor counts about one poller, with what names it.
 #[derive(Debug)]
-struct GroupInner {
-    id: u64,
-    name: String,
-    cpumask: Mutex<CoreMask>,
-    /// Of pollers that are gone.
-    retired_ticks: AtomicU64,
-    pollers: AtomicU64,
-    cells: Mutex<Vec<Weak<PollerCell>>>,
-    born: Tick,
-}
-
-/// What pollers belong to: SPDK's clients call it a thread.
-#[derive(Clone, Debug)]
-pub struct Group(Arc<GroupInner>);
-
-static GROUPS: Mutex<Vec<Weak<GroupInner>>> = Mutex::new(Vec::new());
-static NEXT_GROUP: AtomicU64 = AtomicU64::new(1);
-
-impl Group {
-    /// A new group, with the next id of the process.
-    #[must_use]
-    pub fn new(name: impl Into<String>, cpumask: CoreMask) -> Group {
-        let inner = Arc::new(GroupInner {
-            id: NEXT_GROUP.fetch_add(1, Ordering::Relaxed),
-            name: name.into(),
-            cpumask: Mutex::new(cpumask),
-            retired_ticks: AtomicU64::new(0),
-            pollers: AtomicU64::new(0),
-            cells: Mutex::default(),
-            born: crate::Clock::system().now(),
-        });
-        let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.retain(|group| group.strong_count() > 0);
-        groups.push(Arc::downgrade(&inner));
-        Group(inner)
-    }
-
-    /// Its id.
-    #[must_use]
-    pub fn id(&self) -> u64 {
-        self.0.id
-    }
-
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    /// Where its pollers may run.
-    #[must_use]
-    pub fn cpumask(&self) -> CoreMask {
-        *self.0.cpumask.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes that; moving the pollers is the owner's business.
-    pub fn set_cpumask(&self, mask: CoreMask) {
-        *self.0.cpumask.lock().unwrap_or_else(PoisonError::into_inner) = mask;
-    }
-
-    /// Its time.
-    #[must_use]
-    pub fn stats(&self) -> GroupStats {
-        let cells = self.0.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let living =
-            cells.iter().filter_map(Weak::upgrade).map(|cell| cell.busy_ticks.load(Ordering::Relaxed));
-        let busy_ticks = self.0.retired_ticks.load(Ordering::Relaxed) + living.sum::<u64>();
-        let life = crate::Clock::system().now().since(self.0.born);
-        GroupStats { busy_ticks, idle_ticks: life.saturating_sub(busy_ticks) }
-    }
-
-    /// Every living group of the process, by id.
-    #[must_use]
-    pub fn all() -> Vec<Group> {
-        let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.iter().filter_map(Weak::upgrade).map(Group).collect()
-    }
-
-    pub(crate) fn next_poller(&self) -> u64 {
-        self.0.pollers.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    pub(crate) fn enlist(&self, cell: &Arc<PollerCell>) {
-        self.0.cells.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(cell));
-    }
-
-    pub(crate) fn retire(&self, cell: &Arc<PollerCell>) {
-        let mut cells = self.0.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        cells.retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(cell)));
-        self.0.retired_ticks.fetch_add(cell.busy_ticks.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-}
-
-impl PartialEq for Group {
-    fn eq(&self, other: &Self) -> bool {
-        self.id() == other.id()
-    }
-}
-
-impl Eq for Group {}
-
-/// A poller's counters, written by its reactor alone.
-#[derive(Debug)]
-pub(crate) struct PollerCell {
+pub(crate) struct PollerCounters {
     pub(crate) id: PollerId,
     pub(crate) number: u64,
     pub(crate) name: Arc<str>,
     pub(crate) group: Group,
     pub(crate) period_ticks: Option<u64>,
-    pub(crate) born: Tick,
-    pub(crate) state: AtomicU8,
-    pub(crate) run_count: AtomicU64,
-    pub(crate) busy_count: AtomicU64,
-    pub(crate) busy_ticks: AtomicU64,
+    pub(crate) since: Tick,
+    state: AtomicU8,
+    pub(crate) run_count: Counter,
+    pub(crate) busy_count: Counter,
+    pub(crate) busy_ticks: Counter,
+    pub(crate) stall_count: Counter,
 }
 
-impl PollerCell {
+impl PollerCounters {
+    pub(crate) fn new(
+        id: PollerId,
+        name: &str,
+        group: &Group,
+        period_ticks: Option<u64>,
+        since: Tick,
+    ) -> Self {
+        let state = if period_ticks.is_some() { PollerState::Timed } else { PollerState::Active };
+        PollerCounters {
+            id,
+            number: group.next_poller_number(),
+            name: name.into(),
+            group: group.clone(),
+            period_ticks,
+            since,
+            state: AtomicU8::new(state as u8),
+            run_count: Counter::default(),
+            busy_count: Counter::default(),
+            busy_ticks: Counter::default(),
+            stall_count: Counter::default(),
+        }
+    }
+
     pub(crate) fn set_state(&self, state: PollerState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
-    pub(crate) fn read(&self, core: u32, now: Tick) -> PollerStats {
-        let busy_ticks = self.busy_ticks.load(Ordering::Relaxed);
+    fn state(&self) -> PollerState {
+        const ACTIVE: u8 = PollerState::Active as u8;
+        const PARKED: u8 = PollerState::Parked as u8;
+        match self.state.load(Ordering::Relaxed) {
+            ACTIVE => PollerState::Active,
+            PARKED => PollerState::Parked,
+            _ => PollerState::Timed,
+        }
+    }
+
+    fn snapshot(&self, core: u32, now: Tick) -> PollerStats {
+        let busy_ticks = self.busy_ticks.get();
         PollerStats {
             id: self.id,
             number: self.number,
             name: Arc::clone(&self.name),
             group: self.group.clone(),
             core,
-            state: match self.state.load(Ordering::Relaxed) {
-                0 => PollerState::Active,
-                1 => PollerState::Parked,
-                _ => PollerState::Timed,
-            },
+            state: self.state(),
             period_ticks: self.period_ticks,
-            run_count: self.run_count.load(Ordering::Relaxed),
-            busy_count: self.busy_count.load(Ordering::Relaxed),
+            run_count: self.run_count.get(),
+            busy_count: self.busy_count.get(),
             busy_ticks,
-            idle_ticks: now.since(self.born).saturating_sub(busy_ticks),
+            idle_ticks: now.since(self.since).saturating_sub(busy_ticks),
+            stall_count: self.stall_count.get(),
         }
     }
+}
+
+/// A poller as the RPCs show it.
+#[derive(Clone, Debug)]
+pub struct PollerStats {
+    /// Its id on its reactor.
+    pub id: PollerId,
+    /// Its number within its group, from 1: SPDK's poller id.
+    pub number: u64,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The group it belongs to.
+    pub group: Group,
+    /// The reactor it runs on.
+    pub core: u32,
+    /// Polled in each pass, parked, or timed.
+    pub state: PollerState,
+    /// The period of a timed poller.
+    pub period_ticks: Option<u64>,
+    /// Polls.
+    pub run_count: u64,
+    /// Polls that found work.
+    pub busy_count: u64,
+    /// Time of the polls that found work.
+    pub busy_ticks: u64,
+    /// The rest of its life.
+    pub idle_ticks: u64,
+    /// Polls that held the core longer than the stall limit.
+    pub stall_count: u64,
+}
+
+/// What a reactor counts about itself.
+#[derive(Debug)]
+pub(crate) struct ReactorCounters {
+    pub(crate) since: Tick,
+    /// 0 until a thread runs the reactor.
+    pub(crate) tid: AtomicU32,
+    pub(crate) busy_ticks: Counter,
+    pub(crate) slept_ticks: Counter,
+    pub(crate) sleeps: Counter,
+    pub(crate) wakeups: Counter,
+    pub(crate) messages: Counter,
+    pub(crate) stalls: Counter,
+    pub(crate) faults: Counter,
+    directory: Mutex<Directory>,
+}
+
+/// Who is on the reactor. Locked to add and remove and to take a snapshot, never to poll.
+#[derive(Debug, Default)]
+struct Directory {
+    /// By the order of their coming.
+    pollers: BTreeMap<u64, Arc<PollerCounters>>,
+    groups: BTreeMap<u64, Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    group: Group,
+    share: Arc<Share>,
+    pollers: usize,
+}
+
+impl ReactorCounters {
+    pub(crate) fn new(since: Tick) -> ReactorCounters {
+        ReactorCounters {
+            since,
+            tid: AtomicU32::new(0),
+            busy_ticks: Counter::default(),
+            slept_ticks: Counter::default(),
+            sleeps: Counter::default(),
+            wakeups: Counter::default(),
+            messages: Counter::default(),
+            stalls: Counter::default(),
+            faults: Counter::default(),
+            directory: Mutex::default(),
+        }
+    }
+
+    /// A poller has come; answers with its group's share of this reactor.
+    pub(crate) fn enlist(&self, serial: u64, poller: Arc<PollerCounters>, clock: &Clock) -> Arc<Share> {
+        let mut directory = lock(&self.directory);
+        let group = poller.group.clone();
+        directory.pollers.insert(serial, poller);
+        let member = directory.groups.entry(group.id()).or_insert_with(|| Member {
+            share: group.enter(clock),
+            group,
+            pollers: 0,
+        });
+        member.pollers += 1;
+        Arc::clone(&member.share)
+    }
+
+    /// A poller has gone.
+    pub(crate) fn strike(&self, serial: u64) {
+        let mut directory = lock(&self.directory);
+        let Some(poller) = directory.pollers.remove(&serial) else { return };
+        let Some(member) = directory.groups.get_mut(&poller.group.id()) else { return };
+        member.pollers -= 1;
+        if member.pollers == 0 {
+            member.group.leave(&member.share);
+            directory.groups.remove(&poller.group.id());
+        }
+    }
+
+    pub(crate) fn pollers(&self, core: u32, now: Tick) -> Vec<PollerStats> {
+        lock(&self.directory).pollers.values().map(|poller| poller.snapshot(core, now)).collect()
+    }
+
+    pub(crate) fn snapshot(&self, core: u32, now: Tick, mode: Mode, asleep: bool) -> ReactorStats {
+        let busy_ticks = self.busy_ticks.get();
+        ReactorStats {
+            core,
+            tid: self.tid.load(Ordering::Relaxed),
+            mode,
+            asleep,
+            busy_ticks,
+            idle_ticks: now.since(self.since).saturating_sub(busy_ticks),
+            slept_ticks: self.slept_ticks.get(),
+            sleeps: self.sleeps.get(),
+            wakeups: self.wakeups.get(),
+            messages: self.messages.get(),
+            stalls: self.stalls.get(),
+            faults: self.faults.get(),
+            groups: lock(&self.directory)
+                .groups
+                .values()
+                .map(|member| (member.group.clone(), member.share.since))
+                .collect(),
+        }
+    }
+}
+
+/// A reactor as the RPCs show it.
+#[derive(Clone, Debug)]
+pub struct ReactorStats {
+    /// Its core.
+    pub core: u32,
+    /// Its thread, 0 if no thread runs it.
+    pub tid: u32,
+    /// Its mode.
+    pub mode: Mode,
+    /// Asleep at this moment?
+    pub asleep: bool,
+    /// Time in messages and in polls that found work.
+    pub busy_ticks: u64,
+    /// The rest, sleep included.
+    pub idle_ticks: u64,
+    /// The part of the idle time that it slept.
+    pub slept_ticks: u64,
+    /// Times it announced sleep and found nothing left to do.
+    pub sleeps: u64,
+    /// Times it was woken, by anything but a deadline.
+    pub wakeups: u64,
+    /// Messages run.
+    pub messages: u64,
+    /// Polls and messages that held the core longer than the stall limit.
+    pub stalls: u64,
+    /// Pollers and messages that panicked.
+    pub faults: u64,
+    /// The groups with a poller here, by id, and since when.
+    pub groups: Vec<(Group, Tick)>,
 }
