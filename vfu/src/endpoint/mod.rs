@@ -17,6 +17,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, Spin, Tick, Waker, Watch, Work};
@@ -29,6 +30,9 @@ use crate::{
     device::{Bus, DeviceModel, Home, Progress},
     function::Function,
 };
+
+/// How often a queue is sent again to a reactor whose mailbox was full.
+const RETRY_PERIOD: Duration = Duration::from_millis(1);
 
 /// Makes a device model on the endpoint's reactor.
 pub type BuildModel = Box<dyn FnOnce(&Home, &Arc<Bus>) -> Box<dyn DeviceModel> + Send>;
@@ -262,8 +266,23 @@ impl Poller for Endpoint {
         }
     }
 
-    fn park(&mut self, _now: Tick) -> Park {
-        // Sockets are watched level-triggered, and queues wake us: nothing can be missed while parked.
-        Park::Wait
+    fn park(&mut self, now: Tick) -> Park {
+        // Sockets are watched level-triggered. What comes by the waker counts from now on and not from the last poll
+        // on, so it is looked at once more: what happened behind the device, and the wish to delete.
+        let settled = self.function.progress() == Progress::Done;
+        let goes_on = match &self.phase {
+            Phase::Stopping => settled,
+            Phase::Serving(session) => settled && session.is_waiting(),
+            Phase::Listening => false,
+        };
+        let delete = self.shared.delete.load(Ordering::Acquire) && !matches!(self.phase, Phase::Stopping);
+        if goes_on || delete {
+            Park::Ready
+        } else if settled {
+            Park::Wait
+        } else {
+            // Queues wake us when they have followed; but one whose reactor had no room for it has to be sent again.
+            Park::Until(now.after(self.cx.clock().ticks(RETRY_PERIOD)))
+        }
     }
 }

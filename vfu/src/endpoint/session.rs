@@ -129,6 +129,11 @@ impl Session {
         Ok(Work::Busy)
     }
 
+    /// Whether a command waits for the device.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     /// A last word to a peer whose stream broke, as far as the socket takes it.
     fn end(&mut self, error: FrameError) -> End {
         if let FrameError::Short { id, command, .. } = error {

@@ -8,7 +8,7 @@ use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, T
 use super::{
     control::{FALLBACK_PERIOD, QueueControl, QueueState},
     device::{Handler, MakeHandler, Verdict},
-    queue::{Chain, Position, QueueConfig, Ring, RingError},
+    queue::{ActivateError, Chain, Position, QueueConfig, Ring, RingError},
 };
 use crate::{device::Bus, dma::View, irq::Signal};
 
@@ -186,7 +186,14 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                     self.ring = Some(ring);
                 }
                 // Memory comes and goes in steps; the last one brings the ring back.
-                Err(error) => tracing::debug!(queue = self.name, %error, "queue suspended"),
+                Err(error @ ActivateError::Fault(_)) => {
+                    tracing::debug!(queue = self.name, %error, "queue suspended")
+                }
+                // Nothing brings this one back but a reset.
+                Err(error) => {
+                    tracing::warn!(queue = self.name, %error, "the driver set up no ring; the device needs a reset");
+                    return self.end(QueueState::Failed);
+                }
             }
         }
         self.epoch = epoch;
@@ -245,6 +252,10 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
     }
 
     fn park(&mut self, now: Tick) -> Park {
+        // A change that came since the last poll woke nobody: wakes count only from now on.
+        if self.control.epoch() != self.epoch {
+            return Park::Ready;
+        }
         if self.handler.in_flight() > 0 && self._completions.is_none() {
             return Park::Ready;
         }

@@ -65,6 +65,18 @@ struct Queue {
     unsent: bool,
 }
 
+impl Queue {
+    /// Tells its owner to go. One that was never sent has none, and would never say that it has gone.
+    fn stop(&mut self) {
+        if std::mem::take(&mut self.unsent) {
+            self.control = None;
+        }
+        if let Some(control) = &self.control {
+            control.stop();
+        }
+    }
+}
+
 /// A virtio device as a PCI function's model.
 pub struct VirtioPci<D: VirtioDevice> {
     device: D,
@@ -275,9 +287,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         }
         if let Some(queue) = self.selected() {
             queue.resetting = true;
-            if let Some(control) = &queue.control {
-                control.stop();
-            }
+            queue.stop();
         }
     }
 
@@ -456,12 +466,7 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
 
     fn reset(&mut self) {
         self.resetting = true;
-        for queue in &mut self.queues {
-            queue.unsent = false;
-            if let Some(control) = &queue.control {
-                control.stop();
-            }
-        }
+        self.queues.iter_mut().for_each(Queue::stop);
     }
 
     fn progress(&mut self) -> Progress {
