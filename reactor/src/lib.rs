@@ -7,7 +7,8 @@
 //!
 //! - `clock`, `cpumask`, `affinity`, `core_locks`: time and cores
 //! - `poller`, `group`, `stats`: what runs, for whom, and what it cost
-//! - `mailbox`, `waker`, `wake_flag`, `wake_set`, `sleep`, `control`: how other threads reach a reactor without losing anything
+//! - `mailbox`, `waker`, `wake_flag`, `wake_set`, `sleep`, `control`: how other threads reach a reactor, and that
+//!   nothing gets lost on the way
 //! - `timers`, `watch`: deadlines and descriptors
 //! - `reactor` (`pass`, `run`, `stall`), `handle`, `runtime`: the loop, its face to other threads, all loops together
 

@@ -145,8 +145,9 @@ pub struct Reactor {
     next_publish: Tick,
     intervals: pass::Intervals,
     stalls: StallWatch,
-    /// No poller was called since the last reading of the clock: the next call's time is its own.
-    fresh: bool,
+    /// Calls of pollers since the last reading of the clock, all of which found no work. 0: the next call's time is its
+    /// own.
+    untimed_calls: u32,
     /// Did the present pass find work?
     busy: bool,
     in_pass: bool,
@@ -189,7 +190,7 @@ impl Reactor {
             last_look: now,
             look_interval: 0,
             next_publish: now,
-            fresh: true,
+            untimed_calls: 0,
             busy: false,
             in_pass: false,
             stopped: false,

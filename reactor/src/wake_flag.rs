@@ -1,8 +1,8 @@
 //! The handshake between a poller that parks and those who have news for it.
 //!
 //! The order that makes it safe: the reactor arms the flag, then lets the poller look at its sources a last time (in
-//! `Poller::park`); a waker's caller publishes its news, then the waker looks at the flag. A fence on either side, as in
-//! `sleep`, so at least one sees the other. All interleavings are tried by `tests/loom.rs`.
+//! `Poller::park`); a waker's caller publishes its news, then the waker looks at the flag. A fence on either side, as
+//! in `sleep`, so at least one sees the other. All interleavings are tried by `tests/loom.rs`.
 
 use crate::sync::{AtomicBool, Ordering, fence};
 

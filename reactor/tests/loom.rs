@@ -1,8 +1,8 @@
 //! Every interleaving of the handshakes between a reactor and other threads, tried by loom.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p reactor --test loom --release`; in an ordinary build this file is
-//! empty. It compiles the crate's own source files against loom's atomics (`crate::sync` here instead of there), so what
-//! is checked is what runs. A lost wake-up shows as a deadlock, which loom reports.
+//! empty. It compiles the crate's own source files against loom's atomics (`crate::sync` here instead of there), so
+//! what is checked is what runs. A lost wake-up shows as a deadlock, which loom reports.
 #![cfg(loom)]
 #![expect(dead_code, reason = "the models use a part of each module")]
 
@@ -144,8 +144,8 @@ impl Reactor {
     }
 }
 
-/// Two senders, or two sleeps, are too much for a full search. Three preemptions are enough to break the handshake where
-/// a fence or a swap of it is taken away.
+/// Two senders, or two sleeps, are too much for a full search. Three preemptions are enough to break the handshake
+/// where a fence or a swap of it is taken away.
 fn bounded() -> loom::model::Builder {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);

@@ -19,8 +19,8 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator unchanged; the count is a plain cell that needs neither memory nor a
-// destructor.
+// SAFETY: every call goes to the system's allocator unchanged; the count is a plain cell that needs neither memory nor
+// a destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);

@@ -4,6 +4,7 @@
 //! between goes by the last reading. An idle poller so costs its own poll and a comparison, and a busy one has its time
 //! counted to the tick.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -106,7 +107,8 @@ impl Reactor {
         self.gather();
         // One landing pad for the whole pass: a panicking poller is removed, the rest of the pass goes on behind it.
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run_pollers())) {
-            self.fresh = false;
+            // The landing has lost the count.
+            self.untimed_calls = u32::MAX / 2;
             self.evict_faulty(panic);
         }
         self.current = None;
@@ -131,9 +133,10 @@ impl Reactor {
         }
         self.busy = true;
         self.shared.counters.messages.add(1);
+        let held = if self.untimed_calls == 0 { Held::Message } else { Held::SomePoller };
         let ticks = self.read_clock();
         self.shared.counters.busy_ticks.add(ticks);
-        self.check_stall(ticks, Held::Message);
+        self.check_stall(ticks, held);
     }
 
     /// Notes who is to be polled besides the active ones.
@@ -157,8 +160,12 @@ impl Reactor {
             self.watches.wait(timeout, &mut self.ready);
         }
         for id in self.ready.drain(..) {
-            if self.slots[id.slot as usize].generation == id.generation {
+            let slot = self.slots.get(id.slot as usize);
+            if slot.is_some_and(|slot| slot.generation == id.generation && slot.tenant.is_some()) {
                 self.woken.push(id.slot);
+            } else {
+                // A watch kept by somebody whose poller was never built: it would end every sleep for nobody.
+                self.watches.remove_of(id);
             }
         }
         self.last_look = self.now;
@@ -166,12 +173,12 @@ impl Reactor {
 
     /// Takes each poller off its list before it calls it, so that it can go on after a panic.
     fn run_pollers(&mut self) {
-        while let Some((_, slot)) = self.due_deadlines.pop() {
-            // Only its turn: if it finds nothing, it parks again at once.
-            self.unpark(slot, 0);
-        }
         while let Some(slot) = self.woken.pop() {
             self.answer_wake(slot);
+        }
+        while let Some((_, slot)) = self.due_deadlines.pop() {
+            // Only its turn: if it finds nothing, it parks again at once. Nothing for one that a wake has brought back.
+            self.unpark(slot, 0);
         }
         if self.stalls.is_tracing(self.now) {
             self.poll_active::<true>();
@@ -196,7 +203,6 @@ impl Reactor {
             Place::Active => {}
             Place::Parked => {
                 let spin_ticks = tenant.spin_ticks;
-                self.deadlines.cancel(slot);
                 self.unpark(slot, spin_ticks);
             }
             Place::Timed { .. } => self.poll_timed(slot, None),
@@ -204,9 +210,13 @@ impl Reactor {
     }
 
     fn unpark(&mut self, slot: u32, patience_ticks: u64) {
-        self.current = Some(slot);
-        self.fresh = false;
         let Some(tenant) = self.slots[slot as usize].tenant.as_mut() else { return };
+        if tenant.place != Place::Parked {
+            return;
+        }
+        self.current = Some(slot);
+        self.untimed_calls += 1;
+        self.deadlines.cancel(slot);
         tenant.flag.disarm();
         tenant.place = Place::Active;
         tenant.counters.set_state(PollerState::Active);
@@ -220,6 +230,7 @@ impl Reactor {
         // Who is being called is told by the cursor; a store each, and nothing waits for it.
         self.current = None;
         let mut cursor = self.cursor;
+        let mut untimed_calls = self.untimed_calls;
         while let Some(&slot) = self.active.get(cursor) {
             self.cursor = cursor;
             let tenant = self.slots[slot as usize].tenant.as_mut().expect("active slots have a poller");
@@ -228,17 +239,20 @@ impl Reactor {
                 Work::Idle => {
                     let stays = self.now < tenant.park_at || self.try_park(slot);
                     if EXACT {
+                        self.untimed_calls = mem::take(&mut untimed_calls);
                         self.time_idle_poll(slot);
                     } else {
-                        self.fresh = false;
+                        untimed_calls += 1;
                     }
                     stays
                 }
                 Work::Busy => {
+                    self.untimed_calls = mem::take(&mut untimed_calls);
                     self.count_busy(slot);
                     true
                 }
                 Work::Done => {
+                    untimed_calls = 0;
                     self.finish(slot);
                     false
                 }
@@ -247,6 +261,7 @@ impl Reactor {
             cursor += usize::from(stays);
         }
         self.cursor = cursor;
+        self.untimed_calls = untimed_calls;
     }
 
     /// The poller has run out of patience: parks it, or answers true if it stays.
@@ -307,7 +322,7 @@ impl Reactor {
 
     /// The poll that ended just now found work.
     fn count_busy(&mut self, slot: u32) {
-        let held = if self.fresh { Held::Poller(slot) } else { Held::SomePoller };
+        let held = if self.untimed_calls == 0 { Held::Poller(slot) } else { Held::SomePoller };
         let ticks = self.read_clock();
         self.busy = true;
         let tenant = self.slots[slot as usize].tenant.as_mut().expect("it was polled just now");
@@ -322,7 +337,7 @@ impl Reactor {
 
     /// The poll that ended just now found none, and its time is of interest all the same.
     fn time_idle_poll(&mut self, slot: u32) {
-        let held = if self.fresh { Held::Poller(slot) } else { Held::SomePoller };
+        let held = if self.untimed_calls == 0 { Held::Poller(slot) } else { Held::SomePoller };
         let ticks = self.read_clock();
         self.check_stall(ticks, held);
     }
@@ -341,7 +356,7 @@ impl Reactor {
         let ticks = now.since(self.now);
         // Never backwards, whatever the counter does when the thread moves to another core.
         self.now = self.now.max(now);
-        self.fresh = true;
+        self.untimed_calls = 0;
         ticks
     }
 
@@ -350,9 +365,13 @@ impl Reactor {
             self.quiet_at = self.now.after(self.spin_ticks);
             self.look_interval = self.intervals.look_busy;
         } else {
-            let only = if let [slot] = self.active[..] { Some(slot) } else { None };
+            // Every active poller was polled since the last reading: one call can only be the one poller's.
+            let held = match (self.untimed_calls, &self.active[..]) {
+                (1, [slot]) => Held::Poller(*slot),
+                _ => Held::SomePoller,
+            };
             let ticks = self.read_clock();
-            self.check_stall(ticks, only.map_or(Held::SomePoller, Held::Poller));
+            self.check_stall(ticks, held);
             self.look_interval = self.intervals.look_idle;
         }
         if self.now >= self.next_publish {

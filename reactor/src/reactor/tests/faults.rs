@@ -1,7 +1,10 @@
 //! Pollers that end, panic, or hold the core.
 
 use super::*;
+use crate::watch::Interest;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -163,6 +166,25 @@ fn panic_while_building_leaves_the_reactor_as_it_was() {
     assert_eq!((probe.polls.get(), probe.cx().id().slot), (1, 0));
 }
 
+/// Somebody else keeps a watch of the poller that was never built; its slot does not exist.
+#[test]
+fn watch_of_a_poller_that_was_not_built_wakes_nobody_and_is_taken_back() {
+    let (mut reactor, _hand) = adaptive();
+    let (readable, mut writer) = io::pipe().unwrap();
+    writer.write_all(b"x").unwrap();
+    let kept = Rc::new(RefCell::new(None));
+    let build = catch_unwind(AssertUnwindSafe(|| {
+        reactor.add(PollerSpec::new("stillborn", &group()), |cx| {
+            *kept.borrow_mut() = Some(cx.watch(readable.as_fd(), Interest::Read).unwrap());
+            panic!("in build")
+        })
+    }));
+    assert!(build.is_err() && kept.borrow().is_some());
+    reactor.poll_once();
+    assert!(reactor.watches.is_empty());
+    assert_eq!(reactor.handle().stats().faults, 0);
+}
+
 fn slow_poll(probe: &Probe, hand: &FakeClock, by: Duration) {
     let hand = hand.clone();
     probe.on_poll(move || hand.advance(by));
@@ -208,6 +230,20 @@ fn idle_poller_among_others_is_named_at_its_second_stall() {
     assert_eq!(stalls, [0, 1, 0]);
     assert_eq!(reactor.handle().stats().stalls, 2);
     assert!(!log[0].contains("slow") && log[1].contains("\"slow\""), "{log:?}");
+}
+
+/// What it leaves behind when it parks: the one that stays must not be blamed for it.
+#[test]
+fn poller_that_stays_is_not_blamed_for_one_that_parked() {
+    let (mut reactor, hand) = adaptive();
+    let _stays = named(&mut reactor, "stays");
+    let slow = probe(&mut reactor, Park::Wait);
+    slow_poll(&slow, &hand, OVER_LIMIT);
+    hand.advance(SPIN);
+    reactor.poll_once();
+    let stalls: Vec<u64> = reactor.handle().pollers().iter().map(|poller| poller.stall_count).collect();
+    assert_eq!((slow.parks.get(), stalls), (1, vec![0, 0]));
+    assert_eq!(reactor.handle().stats().stalls, 1);
 }
 
 #[test]

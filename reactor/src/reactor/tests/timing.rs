@@ -199,6 +199,20 @@ fn wake_before_the_deadline_cancels_it() {
     assert_eq!(probe.unparks.get(), 1);
 }
 
+#[test]
+fn wake_and_deadline_in_one_pass_bring_the_poller_back_once_and_for_a_whole_spin() {
+    let (mut reactor, hand) = adaptive();
+    let deadline = in_future(&reactor, MS);
+    let probe = parked_probe(&mut reactor, &hand, deadline);
+    probe.park.set(Park::Wait);
+    hand.advance(MS);
+    probe.cx().waker().wake();
+    reactor.poll_once();
+    assert_eq!((probe.unparks.get(), probe.polls.get(), probe.parks.get()), (1, 2, 1));
+    hand.advance(SPIN);
+    assert_eq!(reactor.poll_once(), Pass::Sleepy(None));
+}
+
 /// Within 100 us of each other: one wake-up serves both. The one that is not near stays parked.
 #[test]
 fn deadlines_close_to_a_due_one_are_met_with_it() {
