@@ -38,8 +38,31 @@ fn main() -> ExitCode {
         Err(error) => {
             use std::io::Write;
             // With nobody to read it there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "ringside-bench: {error:#}");
+            let _ = writeln!(std::io::stderr(), "ringside-bench: {}", explain(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error and its causes, but for those that it has told itself.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match text.is_empty() {
+            true => cause,
+            false if text.contains(&cause) => text,
+            false => format!("{text}: {cause}"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cause_is_told_once() {
+        let error = anyhow::anyhow!("not found").context("opening failed: not found").context("disk 1");
+        assert_eq!(explain(&error), "disk 1: opening failed: not found");
     }
 }

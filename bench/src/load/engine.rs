@@ -21,8 +21,8 @@ use super::{
     target::{Pick, Target},
 };
 
-/// Finished requests taken before what follows them is published: a device that is waiting for work gets some.
-const BATCH: u32 = 32;
+/// Finished requests taken at most before what follows them is published.
+const BATCH_MAX: u32 = 32;
 /// Turns without anything finished between two looks at the clock.
 const IDLE_TURNS: u32 = 256;
 /// Of so many turns one is timed for the generator's own cost: a power of two.
@@ -134,6 +134,9 @@ pub(crate) struct Engine<R> {
     pub(crate) disks: Vec<Disk<R>>,
     lanes: Vec<Lane>,
     depth: u16,
+    /// Finished requests taken before what follows them is published. Half the depth at most: the device has the other
+    /// half to work on meanwhile.
+    batch: u32,
     block_size: u32,
     never_kick: bool,
     stall: u64,
@@ -170,6 +173,7 @@ impl<R: DriverRing> Engine<R> {
             disks,
             lanes,
             depth,
+            batch: (u32::from(depth) / 2).clamp(1, BATCH_MAX),
             block_size,
             never_kick,
             stall,
@@ -235,7 +239,7 @@ impl<R: DriverRing> Engine<R> {
                 self.submit(lane, now);
             }
             count += 1;
-            next = if count < BATCH { poll(self)? } else { None };
+            next = if count < self.batch { poll(self)? } else { None };
         }
         self.publish(disk, queue)?;
         self.turns = self.turns.wrapping_add(1);

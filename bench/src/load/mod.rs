@@ -93,6 +93,13 @@ fn open(plan: &Plan, nth: usize, socket: &Path) -> anyhow::Result<Disk<SplitDriv
     let queue = QUEUE_OVERHEAD + ring * (ENTRY_OVERHEAD + u64::from(plan.block_size));
     let memory = Memory::new(REGION_ALIGN + queue * u64::from(plan.driver.queues)).context("guest memory")?;
     let driver = BlkDriver::<SplitDriver>::new(Client::connect(socket)?, memory, plan.driver)?;
+    for queue in &driver.queues {
+        let (size, capacity) = (queue.size(), queue.capacity());
+        ensure!(
+            plan.depth <= capacity,
+            "--depth: the disk's rings of {size} entries have room for {capacity} requests"
+        );
+    }
     driver.memory.populate().context("guest memory")?;
     let extent = extent(plan, &driver)?;
     let order = match plan.pattern {

@@ -187,7 +187,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                 }
                 // Memory comes and goes in steps; the last one brings the ring back.
                 Err(error @ ActivateError::Fault(_)) => {
-                    tracing::debug!(queue = self.name, %error, "queue suspended")
+                    tracing::debug!(queue = self.name, %error, "queue suspended");
                 }
                 // Nothing brings this one back but a reset.
                 Err(error) => {

@@ -228,3 +228,6 @@ impl Ring for SplitRing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
