@@ -19,7 +19,7 @@ pub(crate) fn check(spec: &MethodSpec, raw: Option<&str>) -> Option<Params> {
         (Accepts::Strict(params), raw) => object(params, raw.unwrap_or("{}"), true),
         (Accepts::Relaxed(params), raw) => object(params, raw.unwrap_or("{}"), false),
     };
-    members.map(|members| Params::new(*spec, members))
+    members.map(|members| Params::new(*spec, members, raw.is_some()))
 }
 
 fn object(params: &[Param], text: &str, strict: bool) -> Option<Map<String, Value>> {

@@ -11,11 +11,12 @@ use crate::method::MethodSpec;
 pub struct Params {
     spec: MethodSpec,
     members: Map<String, Value>,
+    given: bool,
 }
 
 impl Params {
-    pub(crate) fn new(spec: MethodSpec, members: Map<String, Value>) -> Params {
-        Params { spec, members }
+    pub(crate) fn new(spec: MethodSpec, members: Map<String, Value>, given: bool) -> Params {
+        Params { spec, members, given }
     }
 
     /// Reads the params into the handler's own type. Optional ones are `Option` fields or have `#[serde(default)]`.
@@ -28,6 +29,11 @@ impl Params {
             tracing::debug!(method = self.spec.name, %error, "params do not fit the handler's type");
             bad_params
         })
+    }
+
+    /// Whether the call had params at all: some methods tell an empty object from none.
+    pub fn was_given(&self) -> bool {
+        self.given
     }
 
     /// The method that was called, for a handler that serves several.

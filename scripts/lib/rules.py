@@ -15,6 +15,7 @@ UNSAFE = {
     "bdev/src/arena/pages.rs": "mmap of anonymous memory",
     "bdev/src/iov.rs": "copies to and from memory that others write",
     "bdev/tests/no_allocation.rs": "a counting allocator",
+    "reactor/tests/no_alloc.rs": "a counting allocator",
     "reactor/src/clock.rs": "the time stamp counter",
     "vfu/src/dma/mapping.rs": "mmap and munmap of client memory",
     "vfu/src/dma/slice.rs": "volatile and atomic access to guest memory",

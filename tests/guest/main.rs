@@ -33,10 +33,11 @@ fn guest_verifies_its_data_with_two_queues_and_checks_a_file_system() {
 
 #[test]
 fn guest_verifies_its_data_on_blocks_of_4096_bytes() {
-    let target = target_with_disk(256, 4096);
+    // mkfs.xfs refuses partitions below 300 MiB.
+    let target = target_with_disk(1024, 4096);
     let guest = Guest::new("disk.sh")
         .disk(target.endpoint("vfu.0"))
-        .env("SIZE_BYTES", &(256 * MIB).to_string())
+        .env("SIZE_BYTES", &(1024 * MIB).to_string())
         .env("BLOCK_SIZE", "4096")
         .env("FILESYSTEMS", "ext4 xfs");
     guest.run().unwrap().assert_passed();

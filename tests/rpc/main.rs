@@ -48,6 +48,10 @@ fn both_clients_drive_every_method() {
     assert!(succeed(&target, "rpc_get_methods").contains("vfu_virtio_create_blk_endpoint"));
     assert!(succeed(&target, "framework_get_reactors").contains("lw_threads"));
     succeed(&target, "framework_wait_init");
+    assert!(succeed(&target, "framework_monitor_context_switch --monitor").contains("true"));
+    succeed(&target, "framework_set_scheduler dynamic -p 500000 --core-busy 90");
+    assert!(succeed(&target, "framework_get_scheduler").contains("dynamic"));
+    succeed(&target, "thread_set_cpumask -i 1 -m 0x1");
     assert_eq!(succeed(&target, "bdev_malloc_create -b M{} 16 512"), "M1");
     assert_eq!(succeed(&target, "bdev_null_create N{} 1024 4096"), "N1");
     assert!(succeed(&target, "bdev_get_bdevs -b M{}").contains("Malloc disk"));

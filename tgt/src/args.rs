@@ -11,7 +11,7 @@ use tracing::Level;
 #[command(name = "ringside", version, disable_version_flag = true)]
 pub(crate) struct Args {
     /// Cores to run a reactor on: a mask (0x3) or a list ([0,2-4]).
-    #[arg(short = 'm', long = "cpumask", value_name = "MASK|[LIST]", default_value = "0x1")]
+    #[arg(short = 'm', long = "cpumask", value_name = "MASK|[LIST]", default_value = "0x1", value_parser = cores)]
     pub(crate) cpumask: CoreMask,
 
     /// Core that hosts what belongs to no other; one of the mask. Default: the first.
@@ -53,6 +53,12 @@ pub(crate) struct Args {
     /// Print the version and exit.
     #[arg(short = 'v', long, action = ArgAction::Version)]
     version: Option<bool>,
+}
+
+/// A mask with at least one core in it.
+fn cores(text: &str) -> Result<CoreMask, String> {
+    let mask: CoreMask = text.parse().map_err(|error: reactor::CoreMaskError| error.to_string())?;
+    if mask.is_empty() { Err("no core in it".to_owned()) } else { Ok(mask) }
 }
 
 impl Args {

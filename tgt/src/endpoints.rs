@@ -91,9 +91,15 @@ pub(crate) struct BlkOptions {
     pub(crate) doorbell: DoorbellMode,
 }
 
+/// One endpoint.
+struct Entry {
+    handle: EndpointHandle,
+    group: Group,
+}
+
 struct Inner {
     base: PathBuf,
-    by_name: BTreeMap<String, EndpointHandle>,
+    by_name: BTreeMap<String, Entry>,
 }
 
 /// All endpoints.
@@ -126,14 +132,21 @@ impl Endpoints {
                 text.parse().map_err(|_syntax| EndpointError::Mask(text.to_owned(), Errno::INVAL))?
             }
         };
+        if mask.is_empty() {
+            return Err(EndpointError::Mask(mask.to_string(), Errno::INVAL));
+        }
         if !mask.is_subset(&all) {
             return Err(EndpointError::Mask(mask.to_string(), Errno::PERM));
         }
         Ok((mask, self.reactors.iter().filter(|reactor| mask.contains(reactor.core())).cloned().collect()))
     }
 
-    /// Makes a virtio-blk endpoint.
-    pub(crate) fn create_blk(&self, registry: &Registry, options: BlkOptions) -> Result<(), EndpointError> {
+    /// Makes a virtio-blk endpoint; the receiver is told when its reactor has it.
+    pub(crate) fn create_blk(
+        &self,
+        registry: &Registry,
+        options: BlkOptions,
+    ) -> Result<oneshot::Receiver<()>, EndpointError> {
         let BlkOptions { name, bdev_name, cpumask, num_queues, qsize, doorbell } = options;
         if name.len() > MAX_NAME_LEN {
             return Err(EndpointError::Name(name, Errno::NAMETOOLONG));
@@ -142,7 +155,7 @@ impl Endpoints {
             return Err(EndpointError::Name(name, Errno::INVAL));
         }
         let mut inner = self.lock();
-        inner.by_name.retain(|_, endpoint| endpoint.state() != endpoint::State::Gone);
+        inner.by_name.retain(|_, endpoint| endpoint.handle.state() != endpoint::State::Gone);
         if inner.by_name.contains_key(&name) {
             return Err(EndpointError::Exists(name));
         }
@@ -156,19 +169,47 @@ impl Endpoints {
         let queue_size = 1 << queue_size.max(2).ilog2();
         let blk = BlkSpec { descriptor, events, num_queues, queue_size };
         let path = listener.path().to_owned();
+        let group = Group::new(name.clone(), mask);
+        let home = reactors[0].clone();
         let handle = endpoint::start(Spec {
             name: name.clone(),
             listener,
             reactors,
-            group: Group::new(name.clone(), mask),
+            group: group.clone(),
             vectors: vectors(num_queues),
             model: Box::new(move |home, bus| {
                 Box::new(VirtioPci::new(Blk::new(blk), doorbell, home.clone(), Arc::clone(bus)))
             }),
         })?;
         tracing::info!(endpoint = name, bdev = bdev_name, socket = %path.display(), num_queues, queue_size, "endpoint created");
-        inner.by_name.insert(name, handle);
-        Ok(())
+        inner.by_name.insert(name, Entry { handle, group });
+        // Messages of one sender are done in order: when this one is, the endpoint is there.
+        let (there, wait) = oneshot::channel();
+        home.send(Box::new(move |_reactor| {
+            let _ = there.send(());
+        }))?;
+        Ok(wait)
+    }
+
+    /// Deals the queues of the endpoint that SPDK's clients know as this thread to the cores of a mask. False if there is
+    /// no such endpoint.
+    pub(crate) fn set_cpumask(&self, thread: u64, mask: &str) -> Result<bool, EndpointError> {
+        let (mask, reactors) = self.reactors_of(Some(mask))?;
+        let inner = self.lock();
+        let Some(entry) = inner.by_name.values().find(|entry| entry.group.id() == thread) else {
+            return Ok(false);
+        };
+        entry.group.set_cpumask(mask);
+        entry.handle.place(reactors);
+        Ok(true)
+    }
+
+    /// Moves one queue of an endpoint within its cpumask. Ignored if either is gone meanwhile.
+    pub(crate) fn move_queue(&self, thread: u64, queue: u16, to: &Handle) {
+        let inner = self.lock();
+        if let Some(entry) = inner.by_name.values().find(|entry| entry.group.id() == thread) {
+            entry.handle.move_queue(queue, to.clone());
+        }
     }
 
     /// Deletes an endpoint; the receiver is told when nothing of it is left.
@@ -177,7 +218,7 @@ impl Endpoints {
             self.lock().by_name.remove(name).ok_or_else(|| EndpointError::Missing(name.to_owned()))?;
         let (gone, wait) = oneshot::channel();
         // Nobody waits any more if the client has gone and the target is stopping.
-        endpoint.delete(move || {
+        endpoint.handle.delete(move || {
             let _ = gone.send(());
         });
         Ok(wait)

@@ -6,7 +6,9 @@
 mod args;
 mod endpoints;
 mod methods;
+mod monitor;
 mod run;
+mod scheduler;
 mod target;
 
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use reactor::{Config, Group, Reactors};
 use rpc::{Listen, MethodTable, RpcThread};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{args::Args, endpoints::Endpoints, methods, target::Target};
+use crate::{args::Args, endpoints::Endpoints, methods, monitor, scheduler, target::Target};
 
 /// How long the end waits for endpoints whose I/O does not finish.
 const STOP_TIME_MAX: Duration = Duration::from_secs(10);
@@ -34,6 +34,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if !args.wait_for_rpc {
         target.initialise();
     }
+    rpc.spawn(scheduler::run(Arc::clone(&target)));
+    rpc.spawn(monitor::run(Arc::clone(&target)));
     // Signals are caught before anybody can connect: who sees the socket may send one.
     let signals = rpc.run(async {
         Ok::<_, std::io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))

@@ -7,7 +7,7 @@ use reactor::{Group, Handle};
 use rpc::Stage;
 use tokio::sync::Notify;
 
-use crate::endpoints::Endpoints;
+use crate::{endpoints::Endpoints, monitor::Monitor, scheduler::Scheduler};
 
 /// The target.
 pub(crate) struct Target {
@@ -17,6 +17,10 @@ pub(crate) struct Target {
     pub(crate) endpoints: Endpoints,
     /// The reactors, by core.
     pub(crate) reactors: Vec<Handle>,
+    /// Which reactor a queue runs on, over time.
+    pub(crate) scheduler: Scheduler,
+    /// Watches for context switches of the reactors.
+    pub(crate) monitor: Monitor,
     /// STARTUP or RUNTIME.
     pub(crate) stage: Stage,
     /// Notified when a bdev appears.
@@ -35,6 +39,8 @@ impl Target {
         Self {
             registry,
             endpoints,
+            scheduler: Scheduler::new(reactors.first().map_or(0, Handle::core)),
+            monitor: Monitor::default(),
             reactors,
             stage: Stage::new(rpc::State::Startup),
             bdev_appeared,

@@ -61,7 +61,8 @@ pub enum Progress {
 pub struct Home {
     /// Wakes the endpoint's poller, which then asks [`DeviceModel::progress`].
     pub waker: Waker,
-    /// The reactors of the endpoint's cpumask; queue n goes to reactor n modulo their number.
+    /// The reactors of the endpoint's cpumask; queue n goes to reactor n modulo their number, until [`DeviceModel::place`]
+    /// says otherwise.
     pub reactors: Vec<Handle>,
     /// The endpoint, as SPDK's clients see a thread.
     pub group: Group,
@@ -101,6 +102,13 @@ pub trait DeviceModel {
     fn window_cap(&self) -> Option<usize> {
         None
     }
+
+    /// Deals the queues to these reactors, at least one. Live queues move: each finishes what it has in flight, and goes on
+    /// where its ring stood.
+    fn place(&mut self, reactors: &[Handle]);
+
+    /// Moves one live queue. False if there is no such queue.
+    fn move_queue(&mut self, queue: u16, to: &Handle) -> bool;
 
     /// Memory, interrupts or bus mastering changed: every queue takes them anew.
     fn sync(&mut self);

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, RpcError};
 use rustix::io::Errno;
 use serde::Deserialize;
+use tokio::sync::oneshot;
 use vfu::virtio::control::DoorbellMode;
 
 use crate::{
@@ -20,7 +21,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .params(&[Param::required("path", Kind::String, "socket base path").cli(Cli::Positional)])
         .bad_params(INVALID.0, INVALID.1)
         .help("Set socket base path"),
-    Method::sync("vfu_virtio_create_blk_endpoint", "vfu", create_blk)
+    Method::later("vfu_virtio_create_blk_endpoint", "vfu", create_blk)
         .params(&[
             Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
             Param::required("bdev_name", Kind::String, "block device name").cli(Cli::Option("--bdev-name")),
@@ -70,7 +71,16 @@ enum Doorbell {
     Trapped,
 }
 
-fn create_blk(target: &Arc<Target>, params: Params) -> Outcome {
+fn create_blk(target: Arc<Target>, params: Params) -> Pending {
+    let started = start_blk(&target, params);
+    Box::pin(async move {
+        // An error is a reactor that stops, and the target with it.
+        let _ = started?.await;
+        Ok(true.into())
+    })
+}
+
+fn start_blk(target: &Target, params: Params) -> Result<oneshot::Receiver<()>, RpcError> {
     #[derive(Deserialize)]
     struct Create {
         name: String,
@@ -92,8 +102,7 @@ fn create_blk(target: &Arc<Target>, params: Params) -> Outcome {
         Some(Doorbell::Trapped) => DoorbellMode::Trapped,
     };
     let options = BlkOptions { name, bdev_name, cpumask, num_queues, qsize, doorbell };
-    target.endpoints.create_blk(&target.registry, options).map_err(|error| failed(&error))?;
-    Ok(true.into())
+    target.endpoints.create_blk(&target.registry, options).map_err(|error| failed(&error))
 }
 
 fn delete(target: Arc<Target>, params: Params) -> Pending {

@@ -66,9 +66,18 @@ pub enum State {
 
 type GoneHook = Box<dyn FnOnce() + Send>;
 
+/// What an endpoint is told to do with its queues.
+enum Order {
+    /// Deal them to these reactors.
+    Place(Vec<Handle>),
+    /// Move one.
+    Move(u16, Handle),
+}
+
 struct Shared {
     state: Mutex<(State, Vec<GoneHook>)>,
     delete: AtomicBool,
+    orders: Mutex<Vec<Order>>,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -82,6 +91,17 @@ impl Shared {
         for hook in hooks {
             hook();
         }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+            waker.wake();
+        }
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        self.wake();
     }
 }
 
@@ -117,9 +137,18 @@ impl EndpointHandle {
         guard.1.push(Box::new(gone));
         drop(guard);
         self.shared.delete.store(true, Ordering::Release);
-        if let Some(waker) = &*self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) {
-            waker.wake();
-        }
+        self.shared.wake();
+    }
+
+    /// Deals the queues to these reactors, under load if need be; nothing is lost. The endpoint itself, which serves the
+    /// client's messages, stays where it is.
+    pub fn place(&self, reactors: Vec<Handle>) {
+        self.shared.order(Order::Place(reactors));
+    }
+
+    /// Moves one queue to a reactor. Ignored if there is no such queue.
+    pub fn move_queue(&self, queue: u16, to: Handle) {
+        self.shared.order(Order::Move(queue, to));
     }
 }
 
@@ -131,6 +160,7 @@ pub fn start(spec: Spec) -> Result<EndpointHandle, reactor::SendError> {
     let shared = Arc::new(Shared {
         state: Mutex::new((State::Listening, Vec::new())),
         delete: AtomicBool::new(false),
+        orders: Mutex::default(),
         waker: Mutex::new(None),
     });
     let handle = EndpointHandle { shared: Arc::clone(&shared), path: spec.listener.path().to_owned() };
@@ -243,6 +273,16 @@ impl Endpoint {
 impl Poller for Endpoint {
     fn poll(&mut self, _now: Tick) -> Work {
         let delete = self.shared.delete.load(Ordering::Acquire);
+        for order in std::mem::take(&mut *self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner)) {
+            match order {
+                Order::Place(reactors) => self.function.model().place(&reactors),
+                Order::Move(queue, to) => {
+                    if !self.function.model().move_queue(queue, &to) {
+                        tracing::warn!(endpoint = self.name, queue, "no such queue to move");
+                    }
+                }
+            }
+        }
         // A queue may have failed, or the disk may have changed: that has no other caller than us.
         let _ = self.function.progress();
         match &mut self.phase {

@@ -8,6 +8,8 @@ mod registers;
 
 use std::sync::Arc;
 
+use reactor::Handle;
+
 use registers::{COMMON_LEN, Field, Registers};
 
 use super::{
@@ -61,6 +63,10 @@ struct Queue {
     /// Where the ring starts; zero but after a restore.
     position: Position,
     control: Option<Arc<QueueControl>>,
+    /// Where it runs, or is to run next.
+    reactor: Option<Handle>,
+    /// It is stopping only to start again there.
+    moving: bool,
     /// Not sent to its reactor yet, because that had no room for the message.
     unsent: bool,
 }
@@ -160,6 +166,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 
     fn power_on(&mut self) {
+        // Queues forget where they ran, too: they are dealt anew.
         self.status = 0;
         self.registers = Registers::default();
         let size = self.device.queue_size();
@@ -339,7 +346,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
             position: queue.position,
             handler: self.device.handler(number, features),
         };
-        let reactor = &self.home.reactors[index % self.home.reactors.len()];
+        let reactor =
+            queue.reactor.get_or_insert_with(|| self.home.reactors[index % self.home.reactors.len()].clone());
         // Without room for the message the queue stays unsent; `progress` tries again.
         queue.unsent = owner::start::<SplitRing, _>(reactor, start).is_err();
     }
@@ -363,9 +371,15 @@ impl<D: VirtioDevice> VirtioPci<D> {
             match control.state() {
                 QueueState::Failed => failed = true,
                 QueueState::Stopped => {
+                    queue.position = control.position();
                     queue.control = None;
                     if std::mem::take(&mut queue.resetting) {
                         queue.enabled = false;
+                        queue.position = Position::default();
+                    }
+                    if std::mem::take(&mut queue.moving) && queue.enabled && !self.resetting {
+                        self.start_queue(index);
+                        settled = false;
                     }
                 }
                 QueueState::Starting | QueueState::Running => {}
@@ -456,6 +470,25 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
 
     fn window_cap(&self) -> Option<usize> {
         Some(WINDOW_CAP)
+    }
+
+    fn place(&mut self, reactors: &[Handle]) {
+        self.home.reactors = reactors.to_vec();
+        for index in 0..self.queues.len() {
+            let number = u16::try_from(index).expect("at most MAX_QUEUES");
+            self.move_queue(number, &reactors[index % reactors.len()]);
+        }
+    }
+
+    fn move_queue(&mut self, queue: u16, to: &Handle) -> bool {
+        let Some(queue) = self.queues.get_mut(usize::from(queue)) else { return false };
+        let stays = queue.reactor.as_ref().is_some_and(|reactor| reactor.core() == to.core());
+        queue.reactor = Some(to.clone());
+        if let Some(control) = queue.control.as_ref().filter(|_| !stays) {
+            queue.moving = true;
+            control.stop();
+        }
+        true
     }
 
     fn sync(&mut self) {

@@ -1,0 +1,128 @@
+//! Queues on several reactors: dealt, moved under load, and found again by SPDK's view of threads.
+
+#![expect(clippy::unwrap_used, reason = "all of it is a test, the steps that tests share too")]
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use ringside_tests::{Target, binary};
+use serde_json::{Value, json};
+
+/// A target on two cores with one disk of 32 MiB behind `vfu.0`.
+fn target() -> Target {
+    let target = Target::start_with(&["-m", "0x3"]).unwrap();
+    target
+        .call("bdev_malloc_create", json!({"name": "Malloc0", "num_blocks": 65536, "block_size": 512}))
+        .unwrap();
+    let endpoint = json!({"name": "vfu.0", "bdev_name": "Malloc0", "num_queues": 4, "qsize": 64});
+    target.call("vfu_virtio_create_blk_endpoint", endpoint).unwrap();
+    target
+}
+
+/// Reads and writes with verification on two queues, for so many seconds.
+fn load(target: &Target, seconds: u32) -> Child {
+    let mut command = Command::new(binary("ringside-bench"));
+    command.args(["load", "--rw", "randrw", "--depth", "16", "--queues", "2", "--verify", "--warmup", "0"]);
+    command.args(["--seconds", &seconds.to_string()]).arg("--socket").arg(target.endpoint("vfu.0"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn thread_id(target: &Target, name: &str) -> u64 {
+    let reactors = target.call("framework_get_reactors", Value::Null).unwrap();
+    let threads =
+        reactors["reactors"].as_array().unwrap().iter().flat_map(|r| r["lw_threads"].as_array().unwrap());
+    threads.clone().find(|thread| thread["name"] == name).unwrap()["id"].as_u64().unwrap()
+}
+
+fn cores_of(target: &Target, name: &str) -> Vec<u64> {
+    let reactors = target.call("framework_get_reactors", Value::Null).unwrap();
+    let has = |reactor: &&Value| reactor["lw_threads"].as_array().unwrap().iter().any(|t| t["name"] == name);
+    reactors["reactors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(has)
+        .map(|r| r["lcore"].as_u64().unwrap())
+        .collect()
+}
+
+#[test]
+fn queues_are_dealt_to_all_reactors_and_moved_under_load_without_a_loss() {
+    let target = target();
+    let id = thread_id(&target, "vfu.0");
+    let load = load(&target, 4);
+    std::thread::sleep(Duration::from_millis(1000));
+    assert_eq!(cores_of(&target, "vfu.0"), [0, 1]);
+    for mask in ["0x1", "0x2", "0x3", "0x2", "0x1", "0x3"].into_iter().cycle().take(40) {
+        target.call("thread_set_cpumask", json!({"id": id, "cpumask": mask})).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let output = load.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn modes_are_changed_under_load_without_a_loss() {
+    let target = target();
+    let load = load(&target, 3);
+    for mode in ["poll", "interrupt", "adaptive"].into_iter().cycle().take(30) {
+        target.call("reactor_set_mode", json!({"mode": mode})).unwrap();
+        std::thread::sleep(Duration::from_millis(80));
+    }
+    let output = load.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn endpoint_is_deleted_and_made_again_under_load() {
+    let target = target();
+    for _ in 0..10 {
+        let load = load(&target, 30);
+        std::thread::sleep(Duration::from_millis(200));
+        target.call("vfu_virtio_delete_endpoint", json!({"name": "vfu.0"})).unwrap();
+        assert!(!load.wait_with_output().unwrap().status.success(), "its disk is gone");
+        let endpoint = json!({"name": "vfu.0", "bdev_name": "Malloc0", "num_queues": 4, "qsize": 64});
+        target.call("vfu_virtio_create_blk_endpoint", endpoint).unwrap();
+    }
+    assert!(load(&target, 1).wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn dynamic_scheduler_is_set_and_read_back() {
+    let target = target();
+    let set = json!({"name": "dynamic", "period": 50_000, "core_busy": 60});
+    target.call("framework_set_scheduler", set).unwrap();
+    let settings = target.call("framework_get_scheduler", Value::Null).unwrap();
+    assert_eq!(settings["scheduler_name"], "dynamic");
+    assert_eq!(settings["scheduler_period"], 50_000);
+    assert_eq!(settings["core_busy"], 60);
+    let output = load(&target, 2).wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn bad_schedulers_masks_periods_and_threads_are_refused() {
+    let target = target();
+    let id = thread_id(&target, "vfu.0");
+    for (method, params, code) in [
+        ("framework_set_scheduler", json!({"name": "none-such"}), -32602),
+        ("framework_set_scheduler", json!({"name": "dynamic", "period": 1}), -32602),
+        ("framework_set_scheduler", json!({"name": "dynamic", "period": u64::MAX}), -32602),
+        ("framework_set_scheduler", json!({"name": "dynamic", "core_busy": 101}), -32602),
+        ("framework_set_scheduler", json!({"name": "static", "mappings": "1-2"}), -32602),
+        ("thread_set_cpumask", json!({"id": id, "cpumask": "0x8000"}), -22),
+        ("thread_set_cpumask", json!({"id": id, "cpumask": "0"}), -22),
+        ("thread_set_cpumask", json!({"id": id, "cpumask": "zz"}), -22),
+        ("thread_set_cpumask", json!({"id": 4_000_000, "cpumask": "0x1"}), -2),
+        ("reactor_set_mode", json!({"mode": "sometimes"}), -32602),
+        ("reactor_set_mode", json!({"mode": "poll", "lcore": 77}), -32602),
+    ] {
+        assert_eq!(
+            target.call(method, params.clone()).map_err(|error| error.code),
+            Err(code),
+            "{method} {params}"
+        );
+    }
+}
