@@ -18,6 +18,7 @@ UNSAFE = {
     "reactor/tests/no_alloc.rs": "a counting allocator",
     "reactor/src/clock.rs": "the time stamp counter",
     "vfu/src/dma/mapping.rs": "mmap and munmap of client memory",
+    "vfu/src/dma/sigbus.rs": "the handler that outlives a client's truncated memory",
     "vfu/src/dma/slice.rs": "volatile and atomic access to guest memory",
     "vfu/src/dma/view.rs": "the one place that makes IoVecs of guest memory",
 }

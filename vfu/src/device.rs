@@ -13,13 +13,19 @@ use std::{
 
 use reactor::{Group, Handle, Waker};
 
-use crate::{dma::Windows, irq::Irqs, pci::Layout};
+use crate::{
+    dma::{Remote, Windows},
+    irq::Irqs,
+    pci::Layout,
+};
 
 /// The wires between a device and its guest: shared by the endpoint and by every queue of the device.
 #[derive(Debug)]
 pub struct Bus {
     /// Guest memory.
     pub windows: Windows,
+    /// The way to windows that only messages reach.
+    pub remote: Remote,
     /// Interrupts.
     pub irqs: Arc<Irqs>,
     bus_master: AtomicBool,
@@ -31,6 +37,7 @@ impl Bus {
     pub fn new(vectors: u16) -> Self {
         Self {
             windows: Windows::default(),
+            remote: Remote::default(),
             irqs: Arc::new(Irqs::new(vectors)),
             bus_master: AtomicBool::new(false),
         }
@@ -112,6 +119,17 @@ pub trait DeviceModel {
 
     /// Memory, interrupts or bus mastering changed: every queue takes them anew.
     fn sync(&mut self);
+
+    /// Memory was added, or eventfds changed: every queue takes them, and what is in flight need not finish first.
+    fn adopt(&mut self) {
+        self.sync();
+    }
+
+    /// Offsets and lengths in a BAR whose writes mean the same whatever is written: an eventfd can stand for each.
+    fn doorbells(&self, bar: u8) -> Vec<(u64, usize)> {
+        let _ = bar;
+        Vec::new()
+    }
 
     /// Starts a reset to power-on state.
     fn reset(&mut self);

@@ -24,6 +24,15 @@ pub struct Function {
     model: Box<dyn DeviceModel>,
 }
 
+/// The MSI-X table after reset: every vector masked (PCI Local Bus 3.0, 6.8.2.9).
+fn masked_vectors(vectors: u16) -> Vec<u8> {
+    let mut table = vec![0; usize::from(vectors) * regs::MSIX_ENTRY_LEN];
+    for entry in table.chunks_exact_mut(regs::MSIX_ENTRY_LEN) {
+        entry[12] = 1;
+    }
+    table
+}
+
 /// Bytes of a BAR that holds an MSI-X structure of `len` bytes.
 fn msix_bar_size(len: usize) -> u64 {
     (len as u64).next_power_of_two().max(4096)
@@ -34,11 +43,7 @@ impl Function {
     #[must_use]
     pub fn new(bus: Arc<Bus>, model: Box<dyn DeviceModel>) -> Self {
         let layout = model.layout();
-        let mut msix_table = vec![0; usize::from(layout.vectors) * regs::MSIX_ENTRY_LEN];
-        for control in msix_table.chunks_exact_mut(regs::MSIX_ENTRY_LEN) {
-            // Every vector is masked after reset (PCI Local Bus 3.0, 6.8.2.9).
-            control[12] = 1;
-        }
+        let msix_table = masked_vectors(layout.vectors);
         Self {
             config: layout.config_space(),
             msix_table,
@@ -86,7 +91,7 @@ impl Function {
     }
 
     fn memory_off(&self) -> bool {
-        self.memory_bit_used && !self.config.memory_enabled()
+        (self.memory_bit_used && !self.config.memory_enabled()) || self.config.is_asleep()
     }
 
     /// Reads a region. The caller has checked the range against [`Self::region_size`].
@@ -95,6 +100,7 @@ impl Function {
             Ok(bar) if index < region::NUM_BARS => self.read_bar(bar, offset, data),
             _ if index == region::CONFIG => {
                 self.fill_window(offset, data.len());
+                self.config.set_status_interrupt(self.bus.irqs.pin_is_up());
                 self.config.read(offset, data);
             }
             _ => data.fill(0xff),
@@ -153,7 +159,7 @@ impl Function {
             return;
         }
         if effects.control {
-            self.memory_bit_used |= self.config.memory_enabled();
+            self.memory_bit_used |= self.config.memory_bit();
             self.apply_control();
         }
         if let Some((bar, at, len)) = self.window(offset, data.len()) {
@@ -166,7 +172,7 @@ impl Function {
     fn apply_control(&mut self) {
         self.bus.set_bus_master(self.config.bus_master());
         let irqs = &self.bus.irqs;
-        irqs.configure(self.config.bus_master(), self.config.msix_enabled(), self.config.intx_disabled());
+        irqs.configure(self.config.bus_master(), self.config.msix(), self.config.intx_disabled());
         self.model.sync();
     }
 
@@ -213,8 +219,14 @@ impl Function {
     pub fn reset(&mut self) {
         self.model.reset();
         self.config.reset();
+        self.msix_table = masked_vectors(self.model.layout().vectors);
         self.bus.set_bus_master(false);
         self.bus.irqs.reset();
+    }
+
+    /// The client is gone; the next one may be of another kind.
+    pub fn forget_client(&mut self) {
+        self.memory_bit_used = false;
     }
 
     /// Moves what was started on; the front door answers nothing before it is done.

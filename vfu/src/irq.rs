@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering, fence},
     },
 };
 
@@ -78,6 +78,15 @@ pub fn check_eventfd(fd: OwnedFd) -> Result<OwnedFd, AssignError> {
     Ok(fd)
 }
 
+/// Message control of the MSI-X capability (PCI Local Bus 3.0, 6.8.2.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MsixControl {
+    /// MSI-X Enable.
+    pub enabled: bool,
+    /// Function Mask: every vector is masked.
+    pub masked: bool,
+}
+
 /// No MSI-X vector (virtio 1.2, 4.1.4.3: VIRTIO_MSI_NO_VECTOR).
 pub const NO_VECTOR: u16 = 0xffff;
 
@@ -89,8 +98,10 @@ pub struct Irqs {
     /// Error and release requests: the client may set them up; no device of ours raises them.
     err: Line,
     req: Line,
-    /// The MSI-X capability is enabled, and its function mask is off.
+    /// The MSI-X capability is enabled: the pin is out of use (PCI Local Bus 3.0, 6.8.2.3).
     msix_enabled: AtomicBool,
+    /// Its function mask is on.
+    msix_masked: AtomicBool,
     /// Bus mastering, without which a device sends no message (PCI Local Bus 3.0, 6.2.2).
     bus_master: AtomicBool,
     /// The command register forbids INTx (bit 10).
@@ -109,6 +120,7 @@ impl Irqs {
             err: Line::default(),
             req: Line::default(),
             msix_enabled: AtomicBool::new(false),
+            msix_masked: AtomicBool::new(false),
             bus_master: AtomicBool::new(false),
             intx_disabled: AtomicBool::new(false),
             isr: AtomicU8::new(0),
@@ -143,8 +155,24 @@ impl Irqs {
         if index == crate::wire::spec::irq::INTX {
             // A pin is handed over unmasked, as by the kernel's vfio.
             line.masked.store(false, Ordering::Release);
+            line.assign(eventfd);
+            self.raise_pin_if_up();
+            return;
         }
         line.assign(eventfd);
+    }
+
+    /// Whether the pin is up: a cause is there that nobody has taken, and MSI-X does not stand in for it.
+    #[must_use]
+    pub fn pin_is_up(&self) -> bool {
+        self.isr.load(Ordering::Acquire) != 0 && !self.msix_enabled.load(Ordering::Acquire)
+    }
+
+    /// The pin is level-triggered: what was raised while nobody could be told is told now.
+    fn raise_pin_if_up(&self) {
+        if self.pin_is_up() {
+            self.raise_intx();
+        }
     }
 
     /// Masks an interrupt.
@@ -160,9 +188,7 @@ impl Irqs {
         line.masked.store(false, Ordering::Release);
         if index == crate::wire::spec::irq::INTX {
             line.pending.store(false, Ordering::Release);
-            if self.isr.load(Ordering::Acquire) != 0 {
-                self.raise_intx();
-            }
+            self.raise_pin_if_up();
         } else {
             line.fire_pending();
         }
@@ -177,13 +203,23 @@ impl Irqs {
     }
 
     /// Follows the command register and the MSI-X capability. Latched vectors fire when they can.
-    pub fn configure(&self, bus_master: bool, msix_enabled: bool, intx_disabled: bool) {
+    pub fn configure(&self, bus_master: bool, msix: MsixControl, intx_disabled: bool) {
         self.bus_master.store(bus_master, Ordering::Release);
         self.intx_disabled.store(intx_disabled, Ordering::Release);
-        self.msix_enabled.store(msix_enabled, Ordering::Release);
-        if bus_master && msix_enabled {
+        self.msix_enabled.store(msix.enabled, Ordering::Release);
+        self.msix_masked.store(msix.masked, Ordering::Release);
+        // As in `raise_vector`, the other way round: our word first, then theirs.
+        fence(Ordering::SeqCst);
+        if self.vectors_can_fire() {
             self.vectors.iter().for_each(Line::fire_pending);
         }
+        self.raise_pin_if_up();
+    }
+
+    fn vectors_can_fire(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
+            && self.msix_enabled.load(Ordering::Acquire)
+            && !self.msix_masked.load(Ordering::Acquire)
     }
 
     /// Forgets everything latched: the device was reset. The eventfds stay; they belong to the client.
@@ -193,7 +229,7 @@ impl Irqs {
             line.pending.store(false, Ordering::Release);
         }
         self.intx.masked.store(false, Ordering::Release);
-        self.configure(false, false, false);
+        self.configure(false, MsixControl::default(), false);
     }
 
     /// Closes every eventfd: the client is gone.
@@ -233,7 +269,9 @@ impl Irqs {
     pub fn raise_vector(&self, vector: u16) {
         if let Some(line) = self.vectors.get(usize::from(vector)) {
             line.pending.store(true, Ordering::Release);
-            if self.msix_enabled.load(Ordering::Acquire) && self.bus_master.load(Ordering::Acquire) {
+            // Without a full fence we could miss that it was just enabled, and `configure` that it is pending.
+            fence(Ordering::SeqCst);
+            if self.vectors_can_fire() {
                 line.fire_pending();
             }
         }
@@ -248,7 +286,7 @@ impl Irqs {
     /// What a queue with this vector raises, as things are now. The queue takes a new one when they change.
     #[must_use]
     pub fn signal(self: &Arc<Self>, vector: u16) -> Signal {
-        let can_fire = self.bus_master.load(Ordering::Acquire);
+        let can_fire = self.vectors_can_fire();
         let target = if !self.msix_enabled.load(Ordering::Acquire) {
             Target::Pin
         } else {
@@ -322,9 +360,11 @@ mod tests {
     use super::*;
     use crate::wire::spec::irq;
 
+    const ON: MsixControl = MsixControl { enabled: true, masked: false };
+
     fn enabled() -> (Arc<Irqs>, OwnedFd) {
         let irqs = Arc::new(Irqs::new(2));
-        irqs.configure(true, true, false);
+        irqs.configure(true, ON, false);
         let fd = eventfd().unwrap();
         irqs.assign(irq::MSIX, 1, Some(fd.try_clone().unwrap()));
         (irqs, fd)
@@ -361,19 +401,32 @@ mod tests {
     }
 
     #[test]
+    fn function_mask_latches_and_does_not_bring_the_pin_back() {
+        let (irqs, fd) = enabled();
+        let pin = eventfd().unwrap();
+        irqs.assign(irq::INTX, 0, Some(pin.try_clone().unwrap()));
+        irqs.configure(true, MsixControl { enabled: true, masked: true }, false);
+        irqs.signal(1).raise();
+        assert_eq!((take_eventfd(&fd), take_eventfd(&pin)), (0, 0));
+        assert!(irqs.is_pending(1));
+        irqs.configure(true, ON, false);
+        assert_eq!(take_eventfd(&fd), 1);
+    }
+
+    #[test]
     fn bus_master_off_latches_until_it_is_on() {
         let (irqs, fd) = enabled();
-        irqs.configure(false, true, false);
+        irqs.configure(false, ON, false);
         irqs.signal(1).raise();
         assert_eq!(take_eventfd(&fd), 0);
-        irqs.configure(true, true, false);
+        irqs.configure(true, ON, false);
         assert_eq!(take_eventfd(&fd), 1);
     }
 
     #[test]
     fn pin_fires_once_until_unmasked_and_again_while_the_status_is_unread() {
         let irqs = Arc::new(Irqs::new(1));
-        irqs.configure(true, false, false);
+        irqs.configure(true, MsixControl::default(), false);
         let fd = eventfd().unwrap();
         irqs.assign(irq::INTX, 0, Some(fd.try_clone().unwrap()));
         let signal = irqs.signal(0);
@@ -385,6 +438,22 @@ mod tests {
         assert_eq!(irqs.take_isr(), 1);
         irqs.unmask(irq::INTX, 0);
         assert_eq!(take_eventfd(&fd), 0);
+    }
+
+    #[test]
+    fn pin_raised_before_it_had_an_eventfd_or_while_it_was_disabled_fires_when_it_can() {
+        let irqs = Arc::new(Irqs::new(1));
+        irqs.configure(true, MsixControl::default(), true);
+        irqs.signal(0).raise();
+        let fd = eventfd().unwrap();
+        irqs.assign(irq::INTX, 0, Some(fd.try_clone().unwrap()));
+        assert_eq!(take_eventfd(&fd), 0, "the command register forbids it");
+        irqs.configure(true, MsixControl::default(), false);
+        assert_eq!(take_eventfd(&fd), 1);
+        irqs.assign(irq::INTX, 0, None);
+        assert!(irqs.pin_is_up());
+        irqs.take_isr();
+        assert!(!irqs.pin_is_up());
     }
 
     #[test]

@@ -12,6 +12,8 @@ use rustix::{
     mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
 };
 
+use super::sigbus::{Registration, Torn};
+
 /// What a device may do with a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
@@ -26,6 +28,8 @@ pub struct Protection {
 pub struct Mapping {
     base: NonNull<u8>,
     len: NonZeroUsize,
+    /// Gone before the memory is: see `Drop`.
+    registration: Option<Registration>,
 }
 
 // SAFETY: the struct is a range of addresses that stays mapped until it is dropped; nothing in it belongs to a thread.
@@ -52,7 +56,12 @@ impl Mapping {
         // SAFETY: no address is asked for, so no existing mapping is touched.
         let base = unsafe { mmap(ptr::null_mut(), len.get(), flags, MapFlags::SHARED, file, offset)? };
         let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
-        let mapping = Self { base, len };
+        let registration = Registration::new(base.addr().get(), len.get());
+        let mapping = Self { base, len, registration };
+        if mapping.registration.is_none() {
+            // Unprotected against a file that gets shorter: not taken.
+            return Err(Errno::NOSPC);
+        }
         // A core dump of the target shall not hold the memory of its guests. Advice only: a kernel that cannot, may not.
         // SAFETY: the range is the mapping just made.
         let _ = unsafe { madvise(mapping.base.as_ptr().cast(), len.get(), Advice::LinuxDontDump) };
@@ -65,6 +74,13 @@ impl Mapping {
         self.base
     }
 
+    /// Whether its file was made shorter behind its back, and an access noticed.
+    #[inline]
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.registration.as_ref().map(Registration::torn).is_some_and(Torn::is_set)
+    }
+
     /// Bytes; never zero.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
@@ -75,6 +91,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        self.registration = None;
         // SAFETY: the range was mapped by `new` and nobody else unmaps it; whoever holds a pointer into it holds an
         // `Arc` of this mapping, so there is none left.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len.get()) };
@@ -100,6 +117,26 @@ mod tests {
         assert_eq!(Mapping::new(&file, 4096, 8192, BOTH).unwrap_err(), Errno::INVAL);
         assert_eq!(Mapping::new(&file, u64::MAX - 4095, 8192, BOTH).unwrap_err(), Errno::INVAL);
         assert_eq!(Mapping::new(&file, 4096, 4096, BOTH).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn access_behind_a_file_made_shorter_reads_zeroes_and_is_noticed() {
+        let file = memfd(0x4000);
+        let window = super::super::Windows::default();
+        window.map(0, 0x4000, BOTH, Some((file.try_clone().unwrap(), 0))).unwrap();
+        let mut view = super::super::View::new(&window);
+        view.write(0x2000, &[7; 16]).unwrap();
+        assert_eq!(view.torn(), 0);
+        rustix::fs::ftruncate(&file, 0x1000).unwrap();
+
+        let mut back = [1; 16];
+        view.read(0x2000, &mut back).unwrap();
+
+        assert_eq!(back, [0; 16]);
+        assert_eq!(view.torn(), 1);
+        assert!(view.read(0, &mut back).is_err(), "nothing goes through a torn window");
+        view.refresh(&window);
+        assert_eq!(view.torn(), 1, "a window stays torn");
     }
 
     #[test]

@@ -9,11 +9,14 @@
 //! access, through [`Slice`].
 
 mod mapping;
+mod remote;
+mod sigbus;
 mod slice;
 mod view;
 mod windows;
 
 pub use mapping::{Mapping, Protection};
+pub use remote::{Ask, Order, Remote, Ticket};
 pub use slice::{Slice, Span};
 pub use view::{Fault, View};
 pub use windows::{MapError, UnmapError, Window, Windows};

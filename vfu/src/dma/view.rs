@@ -5,7 +5,7 @@ use std::{cell::Cell, sync::Arc};
 
 use bdev::IoVec;
 
-use super::{Slice, Span, Window, Windows};
+use super::{Slice, Span, Window, Windows, sigbus};
 
 /// An address the device may not use like this: outside every window, behind a window without memory, or against the
 /// window's protection.
@@ -29,19 +29,63 @@ pub struct View {
     windows: Arc<[Window]>,
     hint: Cell<usize>,
     generation: u64,
+    removals: u64,
+    /// Torn windows of the whole process when this view was looked through last, and of this view.
+    torn: Cell<(u64, usize)>,
 }
 
 impl View {
     /// The windows as they are now.
     #[must_use]
     pub fn new(windows: &Windows) -> Self {
-        let (windows, generation) = windows.snapshot();
-        Self { windows, hint: Cell::new(0), generation }
+        let (windows, generation, removals) = windows.snapshot_with_removals();
+        Self { windows, hint: Cell::new(0), generation, removals, torn: Cell::new((0, 0)) }
     }
 
     /// Takes the windows as they are now. The caller has no request in flight.
     pub fn refresh(&mut self, windows: &Windows) {
         *self = Self::new(windows);
+    }
+
+    /// Takes the windows as they are now, unless one was unmapped since the last time: requests may be in flight, and
+    /// what they point into must stay mapped. False when nothing was taken.
+    #[must_use]
+    pub fn grow(&mut self, windows: &Windows) -> bool {
+        let new = Self::new(windows);
+        let only_grew = new.removals == self.removals;
+        if only_grew {
+            *self = new;
+        }
+        only_grew
+    }
+
+    /// How many windows of this view were torn: their files made shorter by their owner, so that data were lost. A
+    /// request between whose start and end this changed has failed. One load and one comparison while nobody's was.
+    #[inline]
+    #[must_use]
+    pub fn torn(&self) -> usize {
+        let count = sigbus::count();
+        let (seen, torn) = self.torn.get();
+        if count == seen { torn } else { self.count_torn(count) }
+    }
+
+    #[cold]
+    fn count_torn(&self, count: u64) -> usize {
+        let mappings = self.windows.iter().filter_map(|window| window.mapping.as_ref());
+        let torn = mappings.filter(|mapping| mapping.is_torn()).count();
+        self.torn.set((count, torn));
+        torn
+    }
+
+    /// Whether any part of a range is behind a window that only messages reach.
+    #[must_use]
+    pub fn is_remote(&self, address: u64, len: u64) -> bool {
+        let last = address.saturating_add(len.saturating_sub(1));
+        let from = self.windows.partition_point(|window| window.last < address);
+        self.windows[from..]
+            .iter()
+            .take_while(|window| window.start <= last)
+            .any(|window| window.mapping.is_none())
     }
 
     /// The change count of this snapshot, see [`Windows::generation`].
@@ -77,7 +121,8 @@ impl View {
             Access::Read => window.protection.read,
             Access::Write => window.protection.write,
         };
-        let Some(mapping) = window.mapping.as_ref().filter(|_| allowed) else { return Err(Fault(address)) };
+        let mapping = window.mapping.as_ref().filter(|mapping| allowed && !mapping.is_torn());
+        let Some(mapping) = mapping else { return Err(Fault(address)) };
         let offset = (address - window.start) as usize;
         let len = len.min(mapping.len() - offset);
         // SAFETY: a mapping is as long as its window, and the address is inside the window, so offset and length are
@@ -234,6 +279,18 @@ mod tests {
         ] {
             assert!(view.translate(address, len, write, &mut out).is_err(), "{address:#x}");
         }
+    }
+
+    #[test]
+    fn view_grows_by_what_was_mapped_and_not_after_an_unmap() {
+        let windows = windows();
+        let mut view = View::new(&windows);
+        windows.map(0x8000, 0x1000, BOTH, None).unwrap();
+        assert!(view.grow(&windows));
+        assert_eq!(view.generation(), windows.generation());
+        windows.unmap(0x8000, 0x1000).unwrap();
+        assert!(!view.grow(&windows));
+        assert!(view.is_remote(0x8fff, 1), "the old snapshot is still there");
     }
 
     #[test]

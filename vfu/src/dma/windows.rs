@@ -87,6 +87,8 @@ struct Inner {
     snapshot: Option<Arc<[Window]>>,
     /// Counts changes; see [`Windows::generation`].
     generation: u64,
+    /// Counts unmaps.
+    removals: u64,
 }
 
 /// The windows of one client.
@@ -154,6 +156,7 @@ impl Windows {
                 return Err(UnmapError::Range);
             }
             inner.windows.drain(from..to);
+            inner.removals += 1;
             inner.changed();
             Ok(())
         })
@@ -163,6 +166,7 @@ impl Windows {
     pub fn clear(&self) {
         self.with(|inner| {
             inner.windows.clear();
+            inner.removals += 1;
             inner.changed();
         });
     }
@@ -170,9 +174,16 @@ impl Windows {
     /// The windows as they are now, and the count of changes that led there.
     #[must_use]
     pub fn snapshot(&self) -> (Arc<[Window]>, u64) {
+        let (windows, generation, _) = self.snapshot_with_removals();
+        (windows, generation)
+    }
+
+    /// As [`Self::snapshot`], and the count of unmaps until now.
+    #[must_use]
+    pub(super) fn snapshot_with_removals(&self) -> (Arc<[Window]>, u64, u64) {
         self.with(|inner| {
             let windows = inner.snapshot.get_or_insert_with(|| inner.windows.as_slice().into()).clone();
-            (windows, inner.generation)
+            (windows, inner.generation, inner.removals)
         })
     }
 

@@ -1,5 +1,7 @@
 //! REGION_READ, REGION_WRITE and REGION_WRITE_MULTI: accesses to configuration space and BARs.
 
+use std::collections::VecDeque;
+
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -45,25 +47,42 @@ pub(super) fn write(function: &mut Function, payload: &[u8]) -> Result<Reply, Er
     Ok(Reply::of(&access))
 }
 
-/// REGION_WRITE_MULTI: in order; says how many were done.
-pub(super) fn write_multi(function: &mut Function, payload: &[u8]) -> Result<Reply, Errno> {
-    let (count, entries) = u64::read_from_prefix(payload).map_err(|_short| Errno::INVAL)?;
-    let bytes = count.checked_mul(size_of::<RegionWriteEntry>() as u64);
-    if count > MAX_MULTI || bytes != Some(entries.len() as u64) {
-        return Err(Errno::INVAL);
-    }
-    let mut done = 0_u64;
-    for entry in entries.chunks_exact(size_of::<RegionWriteEntry>()) {
-        let entry = RegionWriteEntry::read_from_bytes(entry).map_err(|_length| Errno::INVAL)?;
-        let RegionWriteEntry { offset, region, count, data } = entry;
-        let bytes = data.get(..count as usize).ok_or(Errno::INVAL)?;
-        check(function, &RegionAccess { offset, region, count })?;
-        function.write(region, offset, bytes);
-        done += 1;
-        if function.progress() == Progress::Pending {
-            // A reset among posted writes. The rest would run ahead of it, so it is refused, by number.
-            break;
+/// The writes of a REGION_WRITE_MULTI, as far as they are not done.
+#[derive(Debug)]
+pub(super) struct Writes {
+    entries: VecDeque<RegionWriteEntry>,
+    done: u64,
+}
+
+impl Writes {
+    /// Takes the message apart; writes nothing.
+    pub(super) fn decode(payload: &[u8]) -> Result<Self, Errno> {
+        let (count, entries) = u64::read_from_prefix(payload).map_err(|_short| Errno::INVAL)?;
+        let bytes = count.checked_mul(size_of::<RegionWriteEntry>() as u64);
+        if count > MAX_MULTI || bytes != Some(entries.len() as u64) {
+            return Err(Errno::INVAL);
         }
+        let entries = entries.chunks_exact(size_of::<RegionWriteEntry>());
+        let entries = entries.filter_map(|entry| RegionWriteEntry::read_from_bytes(entry).ok()).collect();
+        Ok(Self { entries, done: 0 })
     }
-    Ok(Reply::of(&done))
+
+    /// Writes in order until something has to be waited for (none: call again when it is done), an entry is malformed,
+    /// or all are done.
+    pub(super) fn go_on(&mut self, function: &mut Function) -> Option<Result<Reply, Errno>> {
+        while let Some(entry) = self.entries.pop_front() {
+            let RegionWriteEntry { offset, region, count, data } = entry;
+            let Some(bytes) = data.get(..count as usize) else { return Some(Err(Errno::INVAL)) };
+            if let Err(errno) = check(function, &RegionAccess { offset, region, count }) {
+                return Some(Err(errno));
+            }
+            function.write(region, offset, bytes);
+            self.done += 1;
+            if !self.entries.is_empty() && function.progress() == Progress::Pending {
+                // A reset among posted writes: the rest may not run ahead of it.
+                return None;
+            }
+        }
+        Some(Ok(Reply::of(&self.done)))
+    }
 }

@@ -49,7 +49,7 @@ pub(super) fn set(function: &mut Function, payload: &[u8], fds: Vec<OwnedFd>) ->
             }
         }
     }
-    function.model().sync();
+    function.model().adopt();
     Ok(Reply::empty())
 }
 

@@ -13,7 +13,16 @@ use rustix::{
 };
 
 /// Clients that may wait for the one that is served.
-const BACKLOG: i32 = 16;
+pub const BACKLOG: i32 = 16;
+
+/// To whom a socket belongs; nobody named means the process's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketOwner {
+    /// User id.
+    pub uid: Option<u32>,
+    /// Group id.
+    pub gid: Option<u32>,
+}
 
 /// Why a socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +60,14 @@ impl Listener {
     /// # Errors
     /// See [`BindError`].
     pub fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
+        Self::bind_for(path, mode, SocketOwner::default())
+    }
+
+    /// As [`Self::bind`], for somebody else. Nobody can connect before mode and owner are set.
+    ///
+    /// # Errors
+    /// See [`BindError`]; giving a socket away takes privileges.
+    pub fn bind_for(path: &Path, mode: u32, owner: SocketOwner) -> Result<Self, BindError> {
         let create = |errno: Errno| BindError::Create { path: path.to_owned(), source: errno.into() };
         let address = SocketAddrUnix::new(path).map_err(|_too_long| BindError::TooLong(path.to_owned()))?;
         remove_stale(path, &address)?;
@@ -59,6 +76,11 @@ impl Listener {
         bind(&fd, &address).map_err(create)?;
         let listener = Self { fd, path: path.to_owned(), removed: false };
         rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(create)?;
+        if owner != SocketOwner::default() {
+            let uid = owner.uid.map(rustix::fs::Uid::from_raw);
+            let gid = owner.gid.map(rustix::fs::Gid::from_raw);
+            rustix::fs::chown(path, uid, gid).map_err(create)?;
+        }
         listen(&listener.fd, BACKLOG).map_err(create)?;
         Ok(listener)
     }

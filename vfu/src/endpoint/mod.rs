@@ -5,11 +5,15 @@
 //! socket's backlog: a VMM that restarts may come back before the end of its old connection was seen.
 
 mod access;
+mod features;
 mod info;
+mod iofds;
 mod irqs;
 mod listener;
 mod memory;
+mod messages;
 mod session;
+mod throttle;
 
 use std::{
     path::PathBuf,
@@ -23,8 +27,11 @@ use std::{
 use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, Spin, Tick, Waker, Watch, Work};
 use rustix::net::{SocketFlags, accept_with};
 
-pub use listener::{BindError, Listener};
+pub use listener::{BACKLOG, BindError, Listener, SocketOwner};
 use session::{End, Session};
+pub use session::{HELD_COMMANDS_MAX, WRITE_ANSWER_MAX};
+pub use throttle::LOG_LINES_PER_SECOND;
+use throttle::Throttle;
 
 use crate::{
     device::{Bus, DeviceModel, Home, Progress},
@@ -190,6 +197,7 @@ struct Endpoint {
     listener_watch: Watch,
     function: Function,
     phase: Phase,
+    log: Throttle,
     cx: PollerCx,
     shared: Arc<Shared>,
 }
@@ -209,6 +217,7 @@ impl Endpoint {
             listener_watch,
             function: Function::new(bus, model),
             phase: Phase::Listening,
+            log: Throttle::new(),
             cx: cx.clone(),
             shared,
         }
@@ -227,16 +236,19 @@ impl Endpoint {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED) => return Work::Idle,
             Err(error) => {
                 // Out of descriptors, most likely. The client waits in the backlog; the next wake-up tries again.
-                tracing::error!(endpoint = self.name, %error, "accepting a client failed");
+                self.log.log(
+                    &self.name,
+                    || tracing::error!(endpoint = self.name, %error, "accepting a client failed"),
+                );
                 return Work::Idle;
             }
         };
-        match Session::new(socket, &self.cx) {
+        match Session::new(&self.name, socket, &self.cx) {
             Ok(session) => {
                 self.listen(Interest::None);
                 self.phase = Phase::Serving(Box::new(session));
                 self.shared.set(State::Connected);
-                tracing::info!(endpoint = self.name, "client connected");
+                self.log.log(&self.name, || tracing::info!(endpoint = self.name, "client connected"));
             }
             Err(error) => {
                 tracing::error!(endpoint = self.name, %error, "the client's socket cannot be watched");
@@ -247,7 +259,9 @@ impl Endpoint {
 
     fn stop_device(&mut self) {
         self.phase = Phase::Stopping;
+        self.function.bus().remote.close();
         self.function.reset();
+        self.function.forget_client();
         // Queues keep the windows they work with until they have stopped; nobody gets new ones.
         self.function.bus().windows.clear();
         self.function.bus().irqs.release();
@@ -271,7 +285,7 @@ impl Endpoint {
 }
 
 impl Poller for Endpoint {
-    fn poll(&mut self, _now: Tick) -> Work {
+    fn poll(&mut self, now: Tick) -> Work {
         let delete = self.shared.delete.load(Ordering::Acquire);
         for order in std::mem::take(&mut *self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner)) {
             match order {
@@ -292,13 +306,13 @@ impl Poller for Endpoint {
                 self.stopping()
             }
             Phase::Listening => self.accept(),
-            Phase::Serving(session) => match session.serve(&mut self.function) {
+            Phase::Serving(session) => match session.serve(&mut self.function, &mut self.log, now) {
                 Ok(work) => work,
                 Err(end) => {
-                    match end {
+                    self.log.log(&self.name, || match end {
                         End::Closed => tracing::info!(endpoint = self.name, "client disconnected"),
                         end => tracing::warn!(endpoint = self.name, reason = %end, "client dropped"),
-                    }
+                    });
                     self.stop_device();
                     self.stopping()
                 }
@@ -312,7 +326,9 @@ impl Poller for Endpoint {
         let settled = self.function.progress() == Progress::Done;
         let goes_on = match &self.phase {
             Phase::Stopping => settled,
-            Phase::Serving(session) => settled && session.is_waiting(),
+            Phase::Serving(session) => {
+                (settled && session.is_waiting()) || self.function.bus().remote.has_orders()
+            }
             Phase::Listening => false,
         };
         let delete = self.shared.delete.load(Ordering::Acquire) && !matches!(self.phase, Phase::Stopping);
@@ -322,7 +338,11 @@ impl Poller for Endpoint {
             Park::Wait
         } else {
             // Queues wake us when they have followed; but one whose reactor had no room for it has to be sent again.
-            Park::Until(now.after(self.cx.clock().ticks(RETRY_PERIOD)))
+            let retry = now.after(self.cx.clock().ticks(RETRY_PERIOD));
+            match &self.phase {
+                Phase::Serving(session) => Park::Until(session.deadline().map_or(retry, |at| at.min(retry))),
+                _ => Park::Until(retry),
+            }
         }
     }
 }

@@ -1,29 +1,46 @@
 //! One client's connection: messages in, replies out, in order.
 //!
 //! The session never blocks and never runs ahead of the device: while something that a command started is not done
-//! ([`Progress::Pending`]), or while the client does not read its replies, it takes no further command.
+//! ([`Progress::Pending`]), or while the client does not read its replies, it takes no further command. Answers to our
+//! own DMA messages are taken all the while; commands that come with them are held until it is their turn.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    collections::VecDeque,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
-use reactor::{Interest, PollerCx, Watch, Work};
+use reactor::{Interest, PollerCx, Tick, Watch, Work};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::{access, info, irqs, memory};
+use super::{
+    access::{self, Writes},
+    features, info,
+    iofds::Shortcuts,
+    irqs, memory,
+    messages::Messages,
+    throttle::Throttle,
+};
 use crate::{
     device::Progress,
     function::Function,
     wire::{
         frame::{FrameError, Received, Receiver, Sender},
         spec::{Command, Header, flags},
-        version::{self, VersionError},
+        version::{self, Capabilities, VersionError},
     },
 };
 
 /// Commands taken in one pass, so that a client that floods its socket does not keep the reactor.
 const MESSAGES_PER_PASS: usize = 32;
-/// Refused commands that are logged one by one; the rest are only counted. A client could fill the disk otherwise.
-const LOGGED_REFUSALS: u64 = 8;
+/// Commands that are held while answers to DMA messages are awaited. A client that sends more without answering has
+/// its DMA given up: nothing else would end the wait.
+pub const HELD_COMMANDS_MAX: usize = 64;
+/// How long the answer to a write waits for what the write started, a reset for instance. QEMU takes a device for dead
+/// that does not answer within five seconds; a driver that resets asks for the status until it reads zero, and waits
+/// for a disk that hangs much longer than that (virtio 1.2, 2.1.2).
+pub const WRITE_ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// How a session ends.
 #[derive(Debug, thiserror::Error)]
@@ -69,61 +86,109 @@ impl Reply {
     }
 }
 
-/// A command that is done but for what the device still has to do.
+/// What a command still has to do.
+enum Rest {
+    /// Nothing of its own: the device has.
+    Outcome(Result<Reply, Errno>),
+    /// More writes.
+    Writes(Writes),
+}
+
+/// A command that waits for the device.
 struct Waiting {
     header: Header,
-    outcome: Result<Reply, Errno>,
+    rest: Rest,
+    since: Tick,
+}
+
+/// A command: the one at hand, or one that came while another one waits.
+struct Held {
+    header: Header,
+    payload: Vec<u8>,
+    fds: Vec<OwnedFd>,
 }
 
 pub(super) struct Session {
+    name: String,
     socket: OwnedFd,
     watch: Watch,
+    cx: PollerCx,
     receiver: Receiver,
     sender: Sender,
-    negotiated: bool,
+    /// What the client can do, once it has said so.
+    peer: Option<Capabilities>,
     waiting: Option<Waiting>,
-    refusals: u64,
+    held: VecDeque<Held>,
+    messages: Messages,
+    shortcuts: Shortcuts,
+}
+
+/// What one message told to do next.
+enum Next {
+    /// The next message.
+    Message,
+    /// Wait for the device.
+    Device,
 }
 
 impl Session {
-    pub(super) fn new(socket: OwnedFd, cx: &PollerCx) -> std::io::Result<Self> {
+    pub(super) fn new(name: &str, socket: OwnedFd, cx: &PollerCx) -> std::io::Result<Self> {
         let watch = cx.watch(socket.as_fd(), Interest::Read)?;
         Ok(Self {
+            name: name.to_owned(),
             socket,
             watch,
+            cx: cx.clone(),
             receiver: Receiver::default(),
             sender: Sender::default(),
-            negotiated: false,
+            peer: None,
             waiting: None,
-            refusals: 0,
+            held: VecDeque::new(),
+            messages: Messages::new(),
+            shortcuts: Shortcuts::default(),
         })
     }
 
+    /// When it wants to be polled even if nothing happens.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        let waiting = self.waiting.as_ref().filter(|waiting| may_be_answered_early(waiting))?;
+        Some(waiting.since.after(self.cx.clock().ticks(WRITE_ANSWER_MAX)))
+    }
+
     /// Takes and answers what is there, as far as it goes now.
-    pub(super) fn serve(&mut self, function: &mut Function) -> Result<Work, End> {
+    pub(super) fn serve(
+        &mut self,
+        function: &mut Function,
+        log: &mut Throttle,
+        now: Tick,
+    ) -> Result<Work, End> {
+        let mut busy = self.messages.relay(&function.bus().remote, &mut self.sender)?;
         for _ in 0..MESSAGES_PER_PASS {
             if let Some(waiting) = self.waiting.take() {
-                if function.progress() == Progress::Pending {
-                    self.waiting = Some(waiting);
-                    // The device wakes us; the socket would do so for nothing.
-                    self.watch.set_interest(Interest::None)?;
-                    return Ok(Work::Idle);
-                }
-                self.answer(&waiting.header, waiting.outcome);
+                self.settle(waiting, function, log, now);
             }
             if !self.sender.is_empty() && !self.sender.flush(&self.socket).map_err(End::Send)? {
                 self.watch.set_interest(Interest::Write)?;
-                return Ok(Work::Idle);
+                return Ok(if busy { Work::Busy } else { Work::Idle });
             }
-            match self.receiver.receive(&self.socket) {
-                Ok(Received::Message { header, fds }) => self.take(function, header, fds)?,
-                Ok(Received::TooLong(header)) => self.answer(&header, Err(Errno::INVAL)),
-                Ok(Received::Pending) => {
-                    self.watch.set_interest(Interest::Read)?;
-                    return Ok(Work::Idle);
+            if self.waiting.is_none() {
+                if let Some(held) = self.held.pop_front() {
+                    self.take(function, log, now, held)?;
+                    busy = true;
+                    continue;
                 }
-                Ok(Received::Closed) => return Err(End::Closed),
-                Err(error) => return Err(self.end(error)),
+                busy |= self.shortcuts.ring(function);
+            } else if !self.messages.expects_replies_here() {
+                // The device wakes us; the socket would do so for nothing.
+                self.watch.set_interest(Interest::None)?;
+                return Ok(if busy { Work::Busy } else { Work::Idle });
+            }
+            match self.next(function, log, now)? {
+                Some(Next::Message) => busy = true,
+                Some(Next::Device) | None => {
+                    self.watch.set_interest(Interest::Read)?;
+                    return Ok(if busy { Work::Busy } else { Work::Idle });
+                }
             }
         }
         Ok(Work::Busy)
@@ -132,6 +197,70 @@ impl Session {
     /// Whether a command waits for the device.
     pub(super) fn is_waiting(&self) -> bool {
         self.waiting.is_some()
+    }
+
+    /// Receives one message.
+    fn next(&mut self, function: &mut Function, log: &mut Throttle, now: Tick) -> Result<Option<Next>, End> {
+        match self.receiver.receive(&self.socket) {
+            Ok(Received::Message { header, fds }) => {
+                let payload = self.receiver.take_payload();
+                if header.flags & flags::TYPE_MASK == flags::REPLY && self.messages.expects_replies_here() {
+                    self.messages.reply(&header, &payload);
+                } else if self.waiting.is_some() {
+                    if self.held.len() == HELD_COMMANDS_MAX {
+                        self.messages.fail_all();
+                        log.log(&self.name, || {
+                            tracing::warn!("a client sends commands and does not answer ours");
+                        });
+                    }
+                    self.held.push_back(Held { header, payload, fds });
+                    if self.held.len() > HELD_COMMANDS_MAX {
+                        return Ok(Some(Next::Device));
+                    }
+                    return Ok(Some(Next::Message));
+                } else {
+                    self.take(function, log, now, Held { header, payload, fds })?;
+                }
+                Ok(Some(Next::Message))
+            }
+            Ok(Received::TooLong(header)) => {
+                self.answer(log, &header, Err(Errno::INVAL));
+                Ok(Some(Next::Message))
+            }
+            Ok(Received::Pending) => Ok(None),
+            Ok(Received::Closed) => Err(End::Closed),
+            Err(error) => Err(self.end(error)),
+        }
+    }
+
+    /// Goes on with a command that waits.
+    fn settle(&mut self, mut waiting: Waiting, function: &mut Function, log: &mut Throttle, now: Tick) {
+        if function.progress() == Progress::Pending {
+            let limit = waiting.since.after(self.cx.clock().ticks(WRITE_ANSWER_MAX));
+            if now < limit || !may_be_answered_early(&waiting) {
+                self.waiting = Some(waiting);
+                return;
+            }
+            log.log(&self.name, || {
+                tracing::warn!("the device does not settle; its client is answered all the same");
+            });
+        }
+        if let Rest::Writes(writes) = &mut waiting.rest {
+            match writes.go_on(function) {
+                Some(outcome) => waiting.rest = Rest::Outcome(outcome),
+                None => {
+                    self.waiting = Some(Waiting { since: now, ..waiting });
+                    return;
+                }
+            }
+            if function.progress() == Progress::Pending {
+                self.waiting = Some(Waiting { since: now, ..waiting });
+                return;
+            }
+        }
+        if let Rest::Outcome(outcome) = waiting.rest {
+            self.answer(log, &waiting.header, outcome);
+        }
     }
 
     /// A last word to a peer whose stream broke, as far as the socket takes it.
@@ -143,72 +272,103 @@ impl Session {
         End::Frame(error)
     }
 
-    fn take(&mut self, function: &mut Function, header: Header, fds: Vec<OwnedFd>) -> Result<(), End> {
+    fn take(
+        &mut self,
+        function: &mut Function,
+        log: &mut Throttle,
+        now: Tick,
+        command: Held,
+    ) -> Result<(), End> {
+        let Held { header, payload, fds } = command;
+        let payload = &payload[..];
         if header.flags & flags::TYPE_MASK != flags::COMMAND {
-            self.answer(&header, Err(Errno::INVAL));
+            self.answer(log, &header, Err(Errno::INVAL));
             return Ok(());
         }
-        if !self.negotiated {
-            return self.negotiate(header);
-        }
-        let payload = self.receiver.payload();
+        let Some(peer) = &self.peer else { return self.negotiate(function, log, header, payload) };
         let outcome = match header.command {
             Command::DMA_MAP => memory::map(function, payload, fds),
             Command::DMA_UNMAP => memory::unmap(function, payload),
             Command::DEVICE_GET_INFO => info::device(payload),
             Command::DEVICE_GET_REGION_INFO => info::region(function, payload),
+            Command::DEVICE_GET_REGION_IO_FDS => {
+                self.shortcuts.hand_out(function, payload, &self.cx, peer.max_msg_fds as usize)
+            }
             Command::DEVICE_GET_IRQ_INFO => info::irq(function, payload),
             Command::DEVICE_SET_IRQS => irqs::set(function, payload, fds),
-            Command::REGION_READ => access::read(function, payload),
+            Command::REGION_READ => {
+                // A read starts nothing that would have to be waited for.
+                let outcome = access::read(function, payload);
+                self.answer(log, &header, outcome);
+                return Ok(());
+            }
             Command::REGION_WRITE => access::write(function, payload),
-            Command::REGION_WRITE_MULTI => access::write_multi(function, payload),
+            Command::REGION_WRITE_MULTI => match Writes::decode(payload) {
+                Ok(writes) => {
+                    let waiting = Waiting { header, rest: Rest::Writes(writes), since: now };
+                    self.settle(waiting, function, log, now);
+                    return Ok(());
+                }
+                Err(errno) => Err(errno),
+            },
             Command::DEVICE_RESET if payload.is_empty() => {
                 function.reset();
                 Ok(Reply::empty())
             }
-            // A second VERSION, DEVICE_RESET with a payload: malformed.
-            Command::VERSION | Command::DEVICE_RESET => Err(Errno::INVAL),
-            // Known to the protocol, not to this server.
-            Command::DEVICE_GET_REGION_IO_FDS
-            | Command::DEVICE_FEATURE
-            | Command::MIG_DATA_READ
-            | Command::MIG_DATA_WRITE => Err(Errno::OPNOTSUPP),
+            Command::DEVICE_FEATURE => features::feature(payload),
+            Command::MIG_DATA_READ | Command::MIG_DATA_WRITE => features::migration_data(payload),
+            // A second VERSION, DEVICE_RESET with a payload, DMA messages from the wrong side, unknown numbers.
             _ => Err(Errno::INVAL),
         };
         if function.progress() == Progress::Pending {
-            self.waiting = Some(Waiting { header, outcome });
+            self.waiting = Some(Waiting { header, rest: Rest::Outcome(outcome), since: now });
         } else {
-            self.answer(&header, outcome);
+            self.answer(log, &header, outcome);
         }
         Ok(())
     }
 
-    fn negotiate(&mut self, header: Header) -> Result<(), End> {
+    fn negotiate(
+        &mut self,
+        function: &Function,
+        log: &mut Throttle,
+        header: Header,
+        payload: &[u8],
+    ) -> Result<(), End> {
         if header.command != Command::VERSION {
-            self.answer(&header, Err(Errno::INVAL));
+            self.answer(log, &header, Err(Errno::INVAL));
             let _ = self.sender.flush(&self.socket);
             return Err(End::NotNegotiated(header.command.0));
         }
-        let offer = match version::decode(self.receiver.payload()) {
+        let offer = match version::decode(payload) {
             Ok(offer) => offer,
             Err(error) => {
-                self.answer(&header, Err(Errno::INVAL));
+                self.answer(log, &header, Err(Errno::INVAL));
                 let _ = self.sender.flush(&self.socket);
                 return Err(error.into());
             }
         };
         tracing::debug!(minor = offer.minor, capabilities = ?offer.capabilities, "client's offer");
-        self.negotiated = true;
-        self.sender.reply(&header, &[&version::encode(offer.minor, None)], Vec::new());
+        let wants_twin = offer.capabilities.twin_socket.supported && offer.capabilities.max_msg_fds > 0;
+        let theirs = if wants_twin { Some(self.messages.make_twin(&self.cx)?) } else { None };
+        let index = theirs.as_ref().map(|_| 0);
+        let transfer_max = offer.capabilities.max_data_xfer_size.min(version::MAX_DATA_XFER_SIZE);
+        function.bus().remote.open(self.cx.waker(), transfer_max);
+        self.sender.reply(&header, &[&version::encode(offer.minor, index)], theirs.into_iter().collect());
+        self.peer = Some(offer.capabilities);
         Ok(())
     }
 
-    fn answer(&mut self, header: &Header, outcome: Result<Reply, Errno>) {
+    fn answer(&mut self, log: &mut Throttle, header: &Header, outcome: Result<Reply, Errno>) {
         if let Err(errno) = outcome {
-            self.refusals += 1;
-            if self.refusals <= LOGGED_REFUSALS {
-                tracing::warn!(command = header.command.0, %errno, "a client's command is refused");
-            }
+            log.log(&self.name, || {
+                tracing::warn!(
+                    endpoint = self.name,
+                    command = header.command.0,
+                    %errno,
+                    "a client's command is refused"
+                );
+            });
         }
         if header.flags & flags::NO_REPLY != 0 {
             return;
@@ -218,4 +378,9 @@ impl Session {
             Err(errno) => self.sender.refuse(header, errno),
         }
     }
+}
+
+/// Whether the answer does not promise that the device is done: a write that a driver looks after itself.
+fn may_be_answered_early(waiting: &Waiting) -> bool {
+    matches!(waiting.rest, Rest::Outcome(_)) && waiting.header.command == Command::REGION_WRITE
 }

@@ -123,7 +123,8 @@ impl Layout {
     fn add_capabilities(&self, config: &mut ConfigSpace) {
         let mut chain = Chain { link: regs::CAPABILITIES, free: regs::HEADER_END };
         // Power management 1.2: D0 and D3hot, no PME; No_Soft_Reset, so state survives D3hot.
-        chain.add(config, cap::PM, &[0x03, 0x00, 0x08, 0x00, 0x00, 0x00], &[0x00, 0x00, 0x03]);
+        let at = chain.add(config, cap::PM, &[0x03, 0x00, 0x08, 0x00, 0x00, 0x00], &[0x00, 0x00, 0x03]);
+        config.power_at(at);
         // PCI Express endpoint, version 2: function-level reset, 128-byte payloads.
         let mut express = [0_u8; 58];
         express[0] = 0x02;

@@ -1,6 +1,7 @@
 //! The configuration space: what a guest reads, which of its writes count, and what a write sets off.
 
 use super::regs::{self, CONFIG_LEN};
+use crate::irq::MsixControl;
 
 /// What a write to the configuration space means for the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub struct ConfigSpace {
     initial: Box<[u8; CONFIG_LEN]>,
     express: Option<usize>,
     msix: Option<usize>,
+    power: Option<usize>,
 }
 
 impl ConfigSpace {
@@ -35,6 +37,7 @@ impl ConfigSpace {
             initial: zero(),
             express: None,
             msix: None,
+            power: None,
         }
     }
 
@@ -55,6 +58,10 @@ impl ConfigSpace {
         self.express = Some(at);
     }
 
+    pub(super) fn power_at(&mut self, at: usize) {
+        self.power = Some(at);
+    }
+
     pub(super) fn msix_at(&mut self, at: usize) {
         self.msix = Some(at);
     }
@@ -73,7 +80,8 @@ impl ConfigSpace {
 
     /// Writes what may be written, and says what that sets off. Other bytes are ignored: drivers do write them.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Effects {
-        let before = (self.command(), self.msix_control());
+        let before = (self.command(), self.msix_control(), self.is_asleep());
+        let power_before = self.power.map_or(0, |at| self.bytes[at + 4] & 3);
         let mut reset = false;
         for (at, &byte) in (offset..).zip(data) {
             let Some(at) = usize::try_from(at).ok().filter(|&at| at < CONFIG_LEN) else { break };
@@ -84,7 +92,15 @@ impl ConfigSpace {
             let flr_byte = self.express.map(|express| express + 9);
             reset |= flr_byte == Some(at) && u16::from(byte) << 8 & regs::DEVCTL_FLR != 0;
         }
-        Effects { control: before != (self.command(), self.msix_control()), reset }
+        if let Some(at) = self.power.map(|at| at + 4) {
+            // D1 and D2 do not exist here: such a write is discarded (PCI Power Management 1.2, 3.2.4).
+            let state = self.bytes[at] & 3;
+            if state == 1 || state == 2 {
+                self.bytes[at] = self.bytes[at] & !3 | power_before;
+            }
+        }
+        let control = before != (self.command(), self.msix_control(), self.is_asleep());
+        Effects { control, reset }
     }
 
     /// A 16-bit register.
@@ -100,16 +116,28 @@ impl ConfigSpace {
         self.msix.map_or(0, |at| self.word(at + 2))
     }
 
+    /// In D3hot: only the configuration space answers (PCI Power Management 1.2, 5.4.1).
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        self.power.is_some_and(|at| self.word(at + 4) & regs::PM_STATE_MASK != 0)
+    }
+
     /// The device may start DMA and send messages.
     #[must_use]
     pub fn bus_master(&self) -> bool {
-        self.command() & regs::COMMAND_BUS_MASTER != 0
+        self.command() & regs::COMMAND_BUS_MASTER != 0 && !self.is_asleep()
+    }
+
+    /// The memory bit of the command register.
+    #[must_use]
+    pub fn memory_bit(&self) -> bool {
+        self.command() & regs::COMMAND_MEMORY != 0
     }
 
     /// Memory BARs answer.
     #[must_use]
     pub fn memory_enabled(&self) -> bool {
-        self.command() & regs::COMMAND_MEMORY != 0
+        self.memory_bit() && !self.is_asleep()
     }
 
     /// INTx is off.
@@ -118,10 +146,21 @@ impl ConfigSpace {
         self.command() & regs::COMMAND_INTX_DISABLE != 0
     }
 
-    /// MSI-X is on and not masked as a whole.
+    /// Follows the pin in the status register (PCI Local Bus 3.0, 6.2.3: Interrupt Status).
+    pub fn set_status_interrupt(&mut self, is_up: bool) {
+        let status = self.word(regs::STATUS) & !regs::STATUS_INTX;
+        let status = if is_up { status | regs::STATUS_INTX } else { status };
+        self.poke(regs::STATUS, &status.to_le_bytes());
+    }
+
+    /// Message control of MSI-X.
     #[must_use]
-    pub fn msix_enabled(&self) -> bool {
-        self.msix_control() & (regs::MSIX_ENABLE | regs::MSIX_FUNCTION_MASK) == regs::MSIX_ENABLE
+    pub fn msix(&self) -> MsixControl {
+        let control = self.msix_control();
+        MsixControl {
+            enabled: control & regs::MSIX_ENABLE != 0,
+            masked: control & regs::MSIX_FUNCTION_MASK != 0,
+        }
     }
 
     /// Writes a byte that only the device may: for capabilities whose content it provides.
@@ -207,9 +246,9 @@ mod tests {
         let mut config = config();
         let at = config.find_capability(cap::MSIX, 0).unwrap() as u64;
         assert!(config.write(at + 3, &[0x80]).control);
-        assert!(config.msix_enabled());
+        assert_eq!(config.msix(), MsixControl { enabled: true, masked: false });
         config.write(at + 3, &[0xc0]);
-        assert!(!config.msix_enabled(), "the function mask is on");
+        assert_eq!(config.msix(), MsixControl { enabled: true, masked: true });
         assert_eq!(read32(&config, at) >> 16 & 0x7ff, 2, "three vectors");
     }
 

@@ -64,6 +64,8 @@ pub mod cap {
     pub const EXT_SERIAL: u16 = 0x0003;
 }
 
+/// Power management control: the power state.
+pub const PM_STATE_MASK: u16 = 3;
 /// MSI-X message control: enable.
 pub const MSIX_ENABLE: u16 = 1 << 15;
 /// MSI-X message control: all vectors masked.

@@ -92,6 +92,8 @@ pub struct QueueControl {
     epoch: AtomicU64,
     /// The last epoch the owner has followed, with nothing in flight from before an unmap.
     acked: AtomicU64,
+    /// The last epoch before which everything in flight must have finished.
+    drain: AtomicU64,
     stop: AtomicBool,
     state: AtomicU8,
     vector: AtomicU16,
@@ -120,6 +122,7 @@ impl QueueControl {
         Self {
             epoch: AtomicU64::new(1),
             acked: AtomicU64::new(0),
+            drain: AtomicU64::new(1),
             stop: AtomicBool::new(false),
             state: AtomicU8::new(QueueState::Starting as u8),
             vector: vector.into(),
@@ -135,6 +138,14 @@ impl QueueControl {
 
     /// Something changed: windows, interrupts, bus mastering. The owner will follow.
     pub fn sync(&self) {
+        // Only the transport's thread changes either. Drain first: who sees the new epoch must see that it drains.
+        self.drain.store(self.epoch.load(Ordering::Acquire) + 1, Ordering::Release);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.wake_owner();
+    }
+
+    /// Windows were added, or an eventfd changed: the owner follows, and what is in flight need not finish first.
+    pub fn adopt(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.wake_owner();
     }
@@ -222,6 +233,11 @@ impl QueueControl {
     #[inline]
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether everything in flight must have finished before an owner that has followed `followed` goes on.
+    pub(super) fn must_drain(&self, followed: u64) -> bool {
+        self.drain.load(Ordering::Acquire) > followed
     }
 
     pub(super) fn acknowledge(&self, epoch: u64) {

@@ -11,5 +11,6 @@ pub mod control;
 pub mod device;
 mod owner;
 pub mod queue;
+mod remote;
 pub mod spec;
 pub mod transport;

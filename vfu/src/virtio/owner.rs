@@ -3,12 +3,14 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Watch, Work};
+use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Waker, Watch, Work};
 
 use super::{
     control::{FALLBACK_PERIOD, QueueControl, QueueState},
     device::{Handler, MakeHandler, Verdict},
     queue::{ActivateError, Chain, Position, QueueConfig, Ring, RingError},
+    remote::{Ended, RemoteQueue},
+    spec::feature,
 };
 use crate::{device::Bus, dma::View, irq::Signal};
 
@@ -62,6 +64,13 @@ struct Owner<R, H> {
     /// None while it cannot be reached: bus mastering is off, or its memory is unmapped (SeaBIOS does that to live
     /// queues, and maps it again).
     ring: Option<R>,
+    /// Stands in for the ring where only messages reach its memory.
+    remote: Option<RemoteQueue>,
+    /// Kicks when the remote ring was looked at last.
+    remote_kicks: u64,
+    /// Asks that were done when its tickets were looked at last.
+    remote_settled: u64,
+    waker: Waker,
     handler: H,
     view: View,
     signal: Signal,
@@ -102,6 +111,10 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             config,
             position,
             ring: None,
+            remote: None,
+            remote_kicks: 0,
+            remote_settled: 0,
+            waker: cx.waker(),
             handler,
             view,
             signal,
@@ -117,6 +130,13 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     #[inline]
     fn complete(&mut self, mut given_back: bool) -> bool {
         let Some(ring) = &mut self.ring else {
+            if let Some(remote) = &self.remote {
+                self.handler.reap(remote.bounce(), &mut |_, len| {
+                    remote.finish(len);
+                    given_back = true;
+                });
+                return given_back;
+            }
             // Finished behind a ring that is gone: nobody can be told.
             self.handler.reap(&self.view, &mut |_, _| given_back = true);
             return given_back;
@@ -165,7 +185,26 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     fn follow(&mut self, epoch: u64) -> Work {
         let finished = self.complete(false);
         if self.handler.in_flight() > 0 {
+            if self.ring.is_some()
+                && !self.is_broken
+                && !self.control.must_drain(self.epoch)
+                && self.adopt(epoch)
+            {
+                return Work::Busy;
+            }
             return if finished { Work::Busy } else { Work::Idle };
+        }
+        if self.is_broken
+            && let Some(remote) = self.remote.take()
+        {
+            self.position = remote.position();
+        }
+        if let Some(remote) = &mut self.remote {
+            remote.stop();
+            match remote.go_on() {
+                None => return self.serve_remote(),
+                Some(ended) => self.end_remote(ended),
+            }
         }
         if self.is_broken {
             return self.end(QueueState::Failed);
@@ -185,6 +224,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                     ring.disable_kicks();
                     self.ring = Some(ring);
                 }
+                Err(_) if self.is_remote() => self.start_remote(),
                 // Memory comes and goes in steps; the last one brings the ring back.
                 Err(error @ ActivateError::Fault(_)) => {
                     tracing::debug!(queue = self.name, %error, "queue suspended");
@@ -199,6 +239,80 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         self.epoch = epoch;
         self.control.acknowledge(epoch);
         Work::Busy
+    }
+
+    /// Follows a change that took nothing away: the new snapshot holds all windows of the old one, so what is in flight
+    /// goes on.
+    fn adopt(&mut self, epoch: u64) -> bool {
+        if !self.view.grow(&self.bus.windows) {
+            return false;
+        }
+        self.signal = self.bus.irqs.signal(self.control.vector());
+        self.epoch = epoch;
+        self.control.acknowledge(epoch);
+        true
+    }
+
+    fn is_remote(&self) -> bool {
+        let QueueConfig { size, desc, driver, device, .. } = self.config;
+        let entries = u64::from(size);
+        self.config.features & feature::RING_PACKED == 0
+            && size.is_power_of_two()
+            && self.view.is_remote(desc, 16 * entries)
+            && self.view.is_remote(driver, 6 + 2 * entries)
+            && self.view.is_remote(device, 6 + 8 * entries)
+    }
+
+    #[cold]
+    fn start_remote(&mut self) {
+        let made = RemoteQueue::new(&self.name, &self.bus, self.config, self.position, self.waker.clone());
+        match made {
+            Ok(remote) => self.remote = Some(remote),
+            Err(error) => {
+                tracing::error!(queue = self.name, %error, "no bounce buffer; the queue is suspended");
+            }
+        }
+    }
+
+    fn end_remote(&mut self, ended: Ended) {
+        if let Some(remote) = self.remote.take() {
+            self.position = remote.position();
+        }
+        // A client that is gone, or that took its memory back, refuses too; then the queue is about to stop anyway.
+        self.is_broken |= ended == Ended::Broken && !self.control.is_stopping();
+    }
+
+    /// One pass over a queue that works through messages.
+    fn serve_remote(&mut self) -> Work {
+        let Some(mut remote) = self.remote.take() else { return Work::Idle };
+        self.remote_settled = self.bus.remote.settled();
+        let ended = remote.go_on();
+        let mut done = None;
+        if let Some(chain) = remote.offer() {
+            match self.handler.submit(&chain, remote.bounce()) {
+                Verdict::Done(len) => done = Some(len),
+                Verdict::InFlight => self.handler.kick(),
+                Verdict::Full => remote.put_back(chain),
+                Verdict::Broken => self.is_broken = true,
+            }
+        }
+        self.handler.reap(remote.bounce(), &mut |_, len| done = Some(len));
+        if let Some(len) = done {
+            remote.finish(len);
+        }
+        let interrupt = remote.take_interrupt();
+        let requests = remote.take_requests();
+        self.remote = Some(remote);
+        let counters = self.control.counters();
+        counters.requests.fetch_add(requests, Ordering::Relaxed);
+        if interrupt {
+            counters.interrupts.fetch_add(1, Ordering::Relaxed);
+            self.signal.raise();
+        }
+        if let Some(ended) = ended {
+            self.end_remote(ended);
+        }
+        if ended.is_some() || done.is_some() || self.is_broken { Work::Busy } else { Work::Idle }
     }
 
     fn end(&mut self, state: QueueState) -> Work {
@@ -232,6 +346,13 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
         if epoch != self.epoch || self.is_broken {
             return self.follow(epoch);
         }
+        if let Some(remote) = &self.remote {
+            let kicks = self.control.counters().kicks.load(Ordering::Relaxed);
+            if std::mem::replace(&mut self.remote_kicks, kicks) != kicks {
+                remote.look();
+            }
+            return self.serve_remote();
+        }
         let mut done = false;
         if pending > 0 {
             let taken;
@@ -259,8 +380,17 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
         if self.handler.in_flight() > 0 && self._completions.is_none() {
             return Park::Ready;
         }
-        let Some(ring) = &mut self.ring else { return Park::Wait };
-        if ring.enable_kicks() {
+        if self.remote.is_some() {
+            let kicked = self.control.counters().kicks.load(Ordering::SeqCst) != self.remote_kicks;
+            if kicked || self.bus.remote.settled() != self.remote_settled {
+                return Park::Ready;
+            }
+        } else if self.ring.is_none() {
+            return Park::Wait;
+        }
+        if let Some(ring) = &mut self.ring
+            && ring.enable_kicks()
+        {
             ring.disable_kicks();
             return Park::Ready;
         }
@@ -270,6 +400,9 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
     fn unpark(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.disable_kicks();
+        }
+        if let Some(remote) = self.remote.as_ref().filter(|_| self.control.needs_fallback()) {
+            remote.look();
         }
     }
 }

@@ -497,6 +497,22 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
         }
     }
 
+    fn adopt(&mut self) {
+        for control in self.queues.iter().filter_map(|queue| queue.control.as_ref()) {
+            control.adopt();
+        }
+    }
+
+    fn doorbells(&self, bar: u8) -> Vec<(u64, usize)> {
+        // Drivers kick with 16 bits (virtio 1.2, 4.1.5.2).
+        let at = |queue: u16| NOTIFY + u64::from(queue) * u64::from(NOTIFY_MULTIPLIER);
+        if bar == BAR {
+            (0..self.device.num_queues()).map(|queue| (at(queue), 2)).collect()
+        } else {
+            Vec::new()
+        }
+    }
+
     fn reset(&mut self) {
         self.resetting = true;
         self.queues.iter_mut().for_each(Queue::stop);

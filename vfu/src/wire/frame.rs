@@ -111,6 +111,12 @@ impl Receiver {
         &self.body
     }
 
+    /// The same, to keep.
+    #[must_use]
+    pub fn take_payload(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.body)
+    }
+
     fn receive_header(&mut self, socket: BorrowedFd<'_>) -> Result<Option<Received>, FrameError> {
         if self.have == 0 {
             self.body.clear();

@@ -397,3 +397,25 @@ pub mod feature_flags {
     /// Ask whether the operation is supported.
     pub const PROBE: u32 = 1 << 18;
 }
+
+/// DEVICE_FEATURE indices (linux/vfio.h: VFIO_DEVICE_FEATURE_*).
+pub mod feature {
+    /// What kinds of migration the device can do.
+    pub const MIGRATION: u32 = 1;
+    /// The device's migration state.
+    pub const MIG_DEVICE_STATE: u32 = 2;
+    /// Starts logging of what the device writes to guest memory.
+    pub const DMA_LOGGING_START: u32 = 6;
+    /// Stops it.
+    pub const DMA_LOGGING_STOP: u32 = 7;
+    /// Reads what was logged.
+    pub const DMA_LOGGING_REPORT: u32 = 8;
+}
+
+/// Kinds of an entry of DEVICE_GET_REGION_IO_FDS.
+pub mod io_fd_kind {
+    /// An eventfd that stands for writes.
+    pub const IOEVENTFD: u32 = 0;
+    /// A socket that stands for reads and writes.
+    pub const IOREGIONFD: u32 = 1;
+}

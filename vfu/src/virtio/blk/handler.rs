@@ -31,6 +31,8 @@ struct Slot {
     status: u64,
     /// Bytes to report as written if it succeeds, the status among them.
     written: u32,
+    /// Torn windows when it started, see [`View::torn`].
+    torn: usize,
     busy: bool,
 }
 
@@ -149,11 +151,14 @@ impl Handler for BlkHandler {
         }
         let Some(channel) = &mut self.channel else { return bad(Bad::Malformed) };
         let token = Token(u32::from(chain.id()));
+        // Before the channel may touch the memory.
+        let torn = view.torn();
         match channel.submit(&Request { op, lba, blocks, iov: &self.iov, token }) {
             Ok(()) => {
                 let data = if op == Op::Read { frame.into.len() } else { 0 };
                 let written = u32::try_from(data).unwrap_or(u32::MAX - 1) + 1;
-                self.slots[usize::from(chain.id())] = Slot { status: frame.status, written, busy: true };
+                self.slots[usize::from(chain.id())] =
+                    Slot { status: frame.status, written, torn, busy: true };
                 Verdict::InFlight
             }
             Err(Rejected::Full) => Verdict::Full,
@@ -176,9 +181,11 @@ impl Handler for BlkHandler {
             for completion in &batch[..n] {
                 let id = completion.token.0 as usize;
                 let slot = std::mem::take(&mut self.slots[id]);
-                let written = if completion.status == Status::Ok { slot.written } else { 0 };
+                let is_torn = view.torn() != slot.torn;
+                let status = if is_torn { Status::IoError } else { completion.status };
+                let written = if status == Status::Ok { slot.written } else { 0 };
                 // The queue keeps its view while requests are in flight, so the status address still stands.
-                let _ = view.write(slot.status, &[status_byte(completion.status)]);
+                let _ = view.write(slot.status, &[status_byte(status)]);
                 done(u16::try_from(id).unwrap_or(0), written);
             }
             if n < batch.len() {

@@ -40,14 +40,14 @@ impl Chain {
 
     /// Names the chain, once it is complete.
     #[inline]
-    pub(super) fn finish(&mut self, id: u16, entries: u16) {
+    pub(in crate::virtio) fn finish(&mut self, id: u16, entries: u16) {
         self.id = id;
         self.entries = entries;
     }
 
     /// Appends a buffer.
     #[inline]
-    pub(super) fn push(&mut self, segment: Segment, device_writes: bool) -> Result<(), RingError> {
+    pub(in crate::virtio) fn push(&mut self, segment: Segment, device_writes: bool) -> Result<(), RingError> {
         if self.segments.len() == Self::MAX_SEGMENTS {
             return Err(RingError::TooLong);
         }
