@@ -277,6 +277,131 @@ def show(prints, result):
         print(result)
 
 
+def save_config(client, args):
+    """Prints the configuration of all subsystems, or of some and those they depend on."""
+    subsystems = client.call("framework_get_subsystems")
+    needs = {}
+    for one in subsystems:
+        needs[one["subsystem"]] = {one["subsystem"]}.union(*(needs.get(other, ()) for other in one["depends_on"]))
+    try:
+        wanted = needs if args.subsystems is None else set().union(*(needs[name] for name in args.subsystems.split(",")))
+    except KeyError as error:
+        raise RpcFailure(f"Subsystem {error} not found") from error
+    config = [subsystem_config(client, name, args.with_batches) for name in needs if name in wanted]
+    print_config({"subsystems": config}, args.indent)
+
+
+def save_subsystem_config(client, args):
+    """Prints the configuration of one subsystem."""
+    print_config(subsystem_config(client, args.name, args.with_batches), args.indent)
+
+
+def subsystem_config(client, name, with_batches):
+    config = client.call("framework_get_config", {"name": name, "with_batches": with_batches})
+    return {"subsystem": name, "config": config}
+
+
+def print_config(config, indent):
+    print(json.dumps(config, indent=None if indent < 0 else indent))
+
+
+def read_config(source):
+    """A configuration from a file, from its text, or from stdin."""
+    try:
+        if source is None:
+            return json.load(sys.stdin)
+        if os.path.exists(source):
+            with open(source, encoding="utf-8") as file:
+                return json.load(file)
+        return json.loads(source)
+    except (OSError, ValueError) as error:
+        raise RpcFailure(f"The configuration cannot be read: {error}") from error
+
+
+def methods_of(entry):
+    return [one.get("method") for one in (entry if isinstance(entry, list) else [entry])]
+
+
+def run_entries(client, entries, allowed):
+    """Makes the calls that may be made now; gives those that are left."""
+    left = []
+    for entry in entries:
+        if not all(method in allowed for method in methods_of(entry)):
+            left.append(entry)
+        elif isinstance(entry, list):
+            errors = client.perform_batch([client.request(one["method"], one.get("params")) for one in entry])[1]
+            if errors:
+                raise RpcFailure(json.dumps(errors, indent=2))
+        else:
+            client.call(entry["method"], entry.get("params"))
+    return left
+
+
+def check_known(client, entries, include_aliases):
+    known = client.call("rpc_get_methods", {"include_aliases": include_aliases})
+    if not all(method in known for entry in entries for method in methods_of(entry)):
+        raise RpcFailure("Unknown method was included in the config file")
+    return known
+
+
+def load_config(client, args):
+    """Makes the calls of a configuration, and starts the target in between if it waits for that."""
+    sections = [section["config"] for section in read_config(args.json_conf)["subsystems"] if section["config"]]
+    known = check_known(client, [entry for section in sections for entry in section], args.include_aliases)
+    if not sections and "framework_start_init" in known:
+        client.call("framework_start_init")
+        return
+    while sections:
+        allowed = client.call("rpc_get_methods", {"current": True, "include_aliases": args.include_aliases})
+        left = [run_entries(client, section, allowed) for section in sections]
+        moved = sum(map(len, left)) < sum(map(len, sections))
+        sections = [section for section in left if section]
+        if "framework_start_init" in allowed:
+            client.call("framework_start_init")
+        elif not moved:
+            break
+    if sections:
+        print("Some configs were skipped because the RPC state that can call them passed over.")
+
+
+def load_subsystem_config(client, args):
+    """Makes the calls of one subsystem that may be made now."""
+    entries = read_config(args.json_conf)["config"] or []
+    check_known(client, entries, False)
+    if run_entries(client, entries, client.call("rpc_get_methods", {"current": True})):
+        print("Some configs were skipped because they cannot be called in the current RPC state.")
+
+
+def add_composites(subparsers):
+    """The commands that are more than one call."""
+    def add(name, run, text):
+        parser = subparsers.add_parser(name, help=text)
+
+        def run_composite(args):
+            if args.client_is_dry or args.batch_mode:
+                raise RpcFailure(f"{name} makes several calls, one after the other")
+            run(args.client, args)
+
+        parser.set_defaults(func=run_composite)
+        return parser
+
+    def add_saving(parser):
+        parser.add_argument("-i", "--indent", type=int, default=2, help="indent; less than 0 for one line (default: 2)")
+        parser.add_argument("--with-batches", action=argparse.BooleanOptionalAction, default=False, help="keep batches")
+
+    parser = add("save_config", save_config, "print the configuration of the target")
+    add_saving(parser)
+    parser.add_argument("-s", "--subsystems", help="subsystems to save, with those they depend on")
+    parser = add("load_config", load_config, "configure the target")
+    parser.add_argument("-i", "--include-aliases", action="store_true", help="accept deprecated names")
+    parser.add_argument("-j", "--json-conf", help="configuration, or its file (default: stdin)")
+    parser = add("save_subsystem_config", save_subsystem_config, "print the configuration of one subsystem")
+    add_saving(parser)
+    parser.add_argument("-n", "--name", required=True, help="name of the subsystem")
+    parser = add("load_subsystem_config", load_subsystem_config, "configure one subsystem")
+    parser.add_argument("-j", "--json-conf", help="configuration, or its file (default: stdin)")
+
+
 def command_line():
     """The parser, and its sub-parsers for plugins to add to."""
     parser = argparse.ArgumentParser(description="JSON-RPC command line of the storage target",
@@ -305,6 +430,7 @@ def command_line():
     with open(METHODS_FILE, encoding="utf-8") as file:
         for method in json.load(file)["methods"]:
             add_method(subparsers, method)
+    add_composites(subparsers)
     return parser, subparsers
 
 

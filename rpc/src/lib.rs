@@ -64,4 +64,4 @@ pub use method::{Accepts, Cli, Handler, Kind, Method, MethodSpec, Outcome, Param
 pub use params::Params;
 pub use server::{Listen, RpcThread, Server, ServerError};
 pub use stage::{Stage, State};
-pub use table::{Dispatcher, MethodTable, TableError};
+pub use table::{Dispatcher, Journal, MethodTable, TableError};

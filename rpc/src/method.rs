@@ -234,9 +234,17 @@ pub struct MethodSpec {
     pub help: &'static str,
     /// How the command line prints its result.
     pub prints: Prints,
+    /// Params of a call that succeeds, as JSON text, for the documentation; empty if there are none.
+    pub example: &'static str,
 }
 
 impl MethodSpec {
+    /// Whether a call may change something that a configuration would hold. By its name: what gets, lists or waits
+    /// does not. To say it of a method that does would cost its changes; the other way round it costs a look.
+    pub fn may_change(&self) -> bool {
+        !(self.name.contains("_get_") || self.name.contains("_wait_") || self.name == "spdk_kill_instance")
+    }
+
     /// The answer to params that do not pass the check.
     pub fn bad_params_error(&self) -> RpcError {
         let (code, message) = self.bad_params;
@@ -309,6 +317,12 @@ impl<C> Method<C> {
         self
     }
 
+    /// Params of a call that succeeds, as JSON text.
+    pub const fn example(mut self, params: &'static str) -> Method<C> {
+        self.spec.example = params;
+        self
+    }
+
     /// How the command line prints its result.
     pub const fn prints(mut self, prints: Prints) -> Method<C> {
         self.spec.prints = prints;
@@ -326,6 +340,7 @@ impl MethodSpec {
             bad_params: (INVALID_PARAMS, "Invalid parameters"),
             help: "",
             prints: Prints::Nothing,
+            example: "",
         }
     }
 }

@@ -67,7 +67,7 @@ impl Stage {
     }
 
     /// Waits until the servers are not paused.
-    pub(crate) async fn open(&self) {
+    pub async fn open(&self) {
         self.wait(|position| !position.paused).await;
     }
 

@@ -3,10 +3,11 @@
 //! ([`Dispatcher::call`]) both end here. The table itself is jsonrpsee's.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use jsonrpsee::{Extensions, MethodCallback, MethodResponse, Methods, RpcModule};
@@ -85,7 +86,7 @@ impl<C: Send + Sync + 'static> MethodTable<C> {
         let MethodTable { context, stage, methods, allowed } = self;
         let specs: Vec<MethodSpec> =
             [GET_METHODS].into_iter().chain(methods.iter().map(|method| method.spec)).collect();
-        let catalogue = Arc::new(Catalogue { specs, allowed, stage });
+        let catalogue = Arc::new(Catalogue { specs, allowed, stage, journal: OnceLock::new() });
 
         let mut module = RpcModule::new(context);
         let of_table = Arc::clone(&catalogue);
@@ -97,13 +98,20 @@ impl<C: Send + Sync + 'static> MethodTable<C> {
             let catalogue = Arc::clone(&catalogue);
             let registered = match handler {
                 Handler::Sync(run) => module.register_method(spec.name, move |params, context, _| {
-                    run(context, catalogue.checked(&spec, params.as_str())?)
+                    let params = catalogue.checked(&spec, params.as_str())?;
+                    catalogue.begins(&spec)?;
+                    let result = run(context, params)?;
+                    catalogue.has_done(&spec)?;
+                    Ok::<_, RpcError>(result)
                 }),
                 Handler::Async(run) => module.register_async_method(spec.name, move |params, context, _| {
                     let catalogue = Arc::clone(&catalogue);
                     async move {
                         let params = catalogue.checked(&spec, params.as_str())?;
-                        run(Arc::clone(&context), params).await
+                        catalogue.begins(&spec)?;
+                        let result = run(Arc::clone(&context), params).await?;
+                        catalogue.has_done(&spec)?;
+                        Ok::<_, RpcError>(result)
                     }
                 }),
             };
@@ -113,16 +121,45 @@ impl<C: Send + Sync + 'static> MethodTable<C> {
     }
 }
 
-#[derive(Debug)]
+/// Who keeps what calls change. Told on the RPC thread; what it takes, the call takes.
+pub trait Journal: Send + Sync {
+    /// A call begins that may change something.
+    ///
+    /// # Errors
+    /// What its client gets instead: there is no room to keep the change. Nothing is done then.
+    fn begins(&self, method: &MethodSpec) -> Result<(), RpcError>;
+
+    /// The call has done what it does; its client is answered when this returns.
+    ///
+    /// # Errors
+    /// What its client gets instead: it is done, but not kept.
+    fn has_done(&self, method: &MethodSpec) -> Result<(), RpcError>;
+}
+
 struct Catalogue {
     specs: Vec<MethodSpec>,
     allowed: Option<HashSet<String>>,
     stage: Stage,
+    journal: OnceLock<Arc<dyn Journal>>,
+}
+
+impl fmt::Debug for Catalogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Catalogue").field("methods", &self.specs.len()).finish_non_exhaustive()
+    }
 }
 
 impl Catalogue {
     fn is_allowed(&self, name: &str) -> bool {
         self.allowed.as_ref().is_none_or(|allowed| allowed.contains(name))
+    }
+
+    fn begins(&self, spec: &MethodSpec) -> Result<(), RpcError> {
+        self.journal.get().filter(|_| spec.may_change()).map_or(Ok(()), |journal| journal.begins(spec))
+    }
+
+    fn has_done(&self, spec: &MethodSpec) -> Result<(), RpcError> {
+        self.journal.get().filter(|_| spec.may_change()).map_or(Ok(()), |journal| journal.has_done(spec))
     }
 
     /// SPDK looks at the state before it looks at the params.
@@ -187,6 +224,18 @@ impl Dispatcher {
     /// The declarations, in the order of registration, hidden ones included.
     pub fn specs(&self) -> &[MethodSpec] {
         &self.catalogue.specs
+    }
+
+    /// The declaration of a method that may be called at all.
+    pub fn spec(&self, method: &str) -> Option<&MethodSpec> {
+        self.specs().iter().find(|spec| spec.name == method && self.catalogue.is_allowed(method))
+    }
+
+    /// From now on, tells `journal` of every call that may change something. Once only.
+    pub fn set_journal(&self, journal: Arc<dyn Journal>) {
+        if self.catalogue.journal.set(journal).is_err() {
+            tracing::error!("there is a journal already");
+        }
     }
 
     /// Calls a method from inside the program, with the checks that a client's call meets. A pause of the servers

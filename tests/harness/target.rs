@@ -53,6 +53,31 @@ impl Target {
         Ok(target)
     }
 
+    /// Starts one with these arguments and does not wait for its socket.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_with(args: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let child = spawn(dir.path(), args)?;
+        Ok(Self { child, dir })
+    }
+
+    /// Waits for something that the target is to bring about.
+    ///
+    /// # Errors
+    /// It does not happen.
+    pub fn wait_until(&self, mut happened: impl FnMut() -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !happened() {
+            if Instant::now() > deadline {
+                bail!("it did not happen:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     fn wait_for_socket(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while std::os::unix::net::UnixStream::connect(self.rpc_socket()).is_err() {
@@ -174,6 +199,38 @@ impl Target {
         self.wait_for_answer()
     }
 
+    /// Kills it without a word, and waits for its end.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn crash(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Ends it in order if it runs, and starts it again in the same folder with these arguments.
+    ///
+    /// # Errors
+    /// It does not end, or does not start.
+    pub fn restart_with(&mut self, args: &[&str]) -> Result<()> {
+        if self.child.try_wait()?.is_none() {
+            self.signal(Signal::TERM)?;
+            self.wait()?;
+        }
+        self.child = spawn(self.dir.path(), args)?;
+        self.wait_for_answer()
+    }
+
+    /// Starts one that is expected to end by itself, waits for that, and returns how it ended and what it said.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run_to_end(dir: &Path, args: &[&str]) -> Result<(ExitStatus, String)> {
+        let output = command(dir, args)?.output()?;
+        Ok((output.status, String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+
     fn wait_for_answer(&mut self) -> Result<()> {
         // The dead one's socket file is still there; only an answer tells that the new one is up.
         std::thread::sleep(Duration::from_millis(1));
@@ -183,6 +240,10 @@ impl Target {
 
 fn command(dir: &Path, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary("ringside"));
+    // Tests run beside each other on the same cores; those about the locks say where theirs are.
+    if !args.contains(&"--core-lock-dir") {
+        command.arg("--disable-cpumask-locks");
+    }
     command.args(args).arg("-r").arg(dir.join("rpc.sock")).arg("-S").arg(dir).current_dir(root());
     Ok(command)
 }

@@ -11,13 +11,15 @@ use reactor::{CoreMask, Group, Handle};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 use vfu::{
-    endpoint::{self, BindError, EndpointHandle, Listener, Spec},
+    endpoint::{self, BindError, EndpointHandle, Listener, SocketOwner, Spec},
     virtio::{
         blk::{Blk, BlkSpec, Events},
         control::DoorbellMode,
         transport::{MAX_QUEUES, VirtioPci, vectors},
     },
 };
+
+use crate::{config::Entry, values::Owner};
 
 /// Longest name of an endpoint, as SPDK has it (`SPDK_VFU_MAX_NAME_LEN` with its end).
 const MAX_NAME_LEN: usize = 62;
@@ -27,8 +29,6 @@ const DEFAULT_QUEUES: u16 = 64;
 const DEFAULT_QUEUE_SIZE: u16 = 128;
 /// Most entries of a queue.
 const MAX_QUEUE_SIZE: u16 = 1024;
-/// Mode of an endpoint's socket: for its owner only.
-const SOCKET_MODE: u32 = 0o600;
 
 /// Why an endpoint cannot be made. The text is for the log; clients get that of the errno.
 #[derive(Debug, thiserror::Error)]
@@ -91,27 +91,74 @@ pub(crate) struct BlkOptions {
     pub(crate) doorbell: DoorbellMode,
 }
 
-/// One endpoint.
-struct Entry {
+/// An endpoint as its owner knows it.
+struct Endpoint {
     handle: EndpointHandle,
+    /// The bdev behind it.
+    bdev_name: String,
+    /// What its pollers belong to.
     group: Group,
+    /// The calls that made it what it is, as its clients sent them.
+    calls: Vec<Entry>,
+    /// The base path that was set when it was made; none if none had been.
+    base: Option<PathBuf>,
+    /// Its place in the order of creation.
+    order: u64,
 }
 
 struct Inner {
-    base: PathBuf,
-    by_name: BTreeMap<String, Entry>,
+    /// As clients have set it.
+    base: Option<PathBuf>,
+    by_name: BTreeMap<String, Endpoint>,
+    created: u64,
+}
+
+/// Where and how endpoints make their sockets.
+#[derive(Clone, Debug)]
+pub(crate) struct Sockets {
+    /// The folder, until clients set another.
+    pub(crate) dir: PathBuf,
+    /// Mode bits.
+    pub(crate) mode: u32,
+    /// Owner.
+    pub(crate) owner: Owner,
+}
+
+/// What an endpoint is and does.
+#[derive(Clone, Debug)]
+pub(crate) struct Description {
+    /// Its name.
+    pub(crate) name: String,
+    /// The bdev behind it.
+    pub(crate) bdev_name: String,
+    /// Its cores.
+    pub(crate) cpumask: CoreMask,
+    /// Its socket.
+    pub(crate) socket: PathBuf,
+    /// What it says itself; none if it is gone.
+    pub(crate) state: Option<endpoint::Description>,
+}
+
+impl Description {
+    /// Queues that work.
+    pub(crate) fn running_queues(&self) -> usize {
+        let queues = self.state.iter().flat_map(|state| &state.device.queues);
+        queues.filter(|queue| queue.state == "running").count()
+    }
 }
 
 /// All endpoints.
 pub(crate) struct Endpoints {
     reactors: Vec<Handle>,
+    sockets: Sockets,
     inner: Mutex<Inner>,
 }
 
 impl Endpoints {
-    /// No endpoints yet; those to come have their sockets in `base`.
-    pub(crate) fn new(reactors: Vec<Handle>, base: PathBuf) -> Self {
-        Self { reactors, inner: Mutex::new(Inner { base, by_name: BTreeMap::new() }) }
+    /// No endpoints yet.
+    pub(crate) fn new(reactors: Vec<Handle>, sockets: Sockets) -> Self {
+        let inner = Inner { base: None, by_name: BTreeMap::new(), created: 0 };
+        Self { reactors, sockets, inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -120,7 +167,7 @@ impl Endpoints {
 
     /// Where the sockets of endpoints to come are made.
     pub(crate) fn set_base(&self, base: PathBuf) {
-        self.lock().base = base;
+        self.lock().base = Some(base);
     }
 
     /// The reactors of a mask; all of the target's without one.
@@ -141,11 +188,12 @@ impl Endpoints {
         Ok((mask, self.reactors.iter().filter(|reactor| mask.contains(reactor.core())).cloned().collect()))
     }
 
-    /// Makes a virtio-blk endpoint; the receiver is told when its reactor has it.
+    /// Makes a virtio-blk endpoint; `call` is what its client sent. The receiver is told when its reactor has it.
     pub(crate) fn create_blk(
         &self,
         registry: &Registry,
         options: BlkOptions,
+        call: Entry,
     ) -> Result<oneshot::Receiver<()>, EndpointError> {
         let BlkOptions { name, bdev_name, cpumask, num_queues, qsize, doorbell } = options;
         if name.len() > MAX_NAME_LEN {
@@ -162,7 +210,7 @@ impl Endpoints {
         let (mask, reactors) = self.reactors_of(cpumask.as_deref())?;
         let events = Arc::new(Events::default());
         let descriptor = Arc::new(open(registry, &bdev_name, &events)?);
-        let listener = Listener::bind(&inner.base.join(&name), SOCKET_MODE)?;
+        let listener = self.bind(&inner, &name)?;
         let num_queues = num_queues.filter(|n| (1..=MAX_QUEUES).contains(n)).unwrap_or(DEFAULT_QUEUES);
         let queue_size = qsize.filter(|n| (1..=MAX_QUEUE_SIZE).contains(n)).unwrap_or(DEFAULT_QUEUE_SIZE);
         // A split ring has a power of two of entries (virtio 1.2, 2.7).
@@ -182,7 +230,9 @@ impl Endpoints {
             }),
         })?;
         tracing::info!(endpoint = name, bdev = bdev_name, socket = %path.display(), num_queues, queue_size, "endpoint created");
-        inner.by_name.insert(name, Entry { handle, group });
+        let (calls, base, order) = (vec![call], inner.base.clone(), inner.created);
+        inner.created += 1;
+        inner.by_name.insert(name, Endpoint { handle, group, bdev_name, calls, base, order });
         // Messages of one sender are done in order: when this one is, the endpoint is there.
         let (there, wait) = oneshot::channel();
         home.send(Box::new(move |_reactor| {
@@ -210,6 +260,64 @@ impl Endpoints {
         if let Some(entry) = inner.by_name.values().find(|entry| entry.group.id() == thread) {
             entry.handle.move_queue(queue, to.clone());
         }
+    }
+
+    fn bind(&self, inner: &Inner, name: &str) -> Result<Listener, EndpointError> {
+        let path = inner.base.as_ref().unwrap_or(&self.sockets.dir).join(name);
+        let Owner { uid, gid } = self.sockets.owner;
+        Ok(Listener::bind_for(&path, self.sockets.mode, SocketOwner { uid, gid })?)
+    }
+
+    /// The calls that make these endpoints, in the order in which they were made: the base path changes in between.
+    pub(crate) fn config(&self) -> Vec<Entry> {
+        let inner = self.lock();
+        let mut endpoints: Vec<&Endpoint> =
+            inner.by_name.values().filter(|one| one.handle.state() != endpoint::State::Gone).collect();
+        endpoints.sort_by_key(|endpoint| endpoint.order);
+        let mut entries = Vec::new();
+        let mut base = None;
+        let mut move_to = |next: &Option<PathBuf>, entries: &mut Vec<Entry>| {
+            if let Some(path) = next.as_ref().filter(|_| *next != base) {
+                entries.push(Entry::new("vfu_tgt_set_base_path", serde_json::json!({ "path": path })));
+                base.clone_from(next);
+            }
+        };
+        for endpoint in endpoints {
+            move_to(&endpoint.base, &mut entries);
+            entries.extend_from_slice(&endpoint.calls);
+        }
+        move_to(&inner.base, &mut entries);
+        entries
+    }
+
+    /// What endpoints are and do: the one of this name, or all.
+    pub(crate) async fn describe(&self, name: Option<&str>) -> Vec<Description> {
+        let asked: Vec<_> = {
+            let inner = self.lock();
+            let wanted = inner.by_name.iter().filter(|(other, _)| name.is_none_or(|name| name == *other));
+            let ask = |(name, endpoint): (&String, &Endpoint)| {
+                let (answer, wait) = oneshot::channel();
+                endpoint.handle.describe(move |state| {
+                    // Nobody waits any more if the target is stopping.
+                    let _ = answer.send(state);
+                });
+                let description = Description {
+                    name: name.clone(),
+                    bdev_name: endpoint.bdev_name.clone(),
+                    cpumask: endpoint.group.cpumask(),
+                    socket: endpoint.handle.path().to_owned(),
+                    state: None,
+                };
+                (description, wait)
+            };
+            wanted.map(ask).collect()
+        };
+        let mut described = Vec::with_capacity(asked.len());
+        for (mut description, wait) in asked {
+            description.state = wait.await.ok();
+            described.push(description);
+        }
+        described
     }
 
     /// Deletes an endpoint; the receiver is told when nothing of it is left.

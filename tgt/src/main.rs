@@ -1,29 +1,43 @@
 //! `ringside`: a polled storage target that serves virtual PCI disks to virtual machines.
 //!
 //! The program wires the crates together: flags ([`args`]), the target that RPC methods work on ([`target`]), the
-//! methods ([`methods`]), and the order of starting and stopping ([`run`]). The work itself is done elsewhere.
+//! methods ([`methods`]), configurations ([`config`], [`subsystems`], [`state`]), and the order of starting and stopping
+//! ([`run`]). The work itself is done elsewhere.
 
 mod args;
+mod config;
+mod cores;
 mod endpoints;
+mod log;
 mod methods;
 mod monitor;
 mod run;
 mod scheduler;
+mod state;
+mod subsystems;
 mod target;
+mod values;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
+    if let Err(error) = log::apply(args.log_wishes()) {
+        args::Args::command().error(ErrorKind::InvalidValue, error).exit();
+    }
     let (writer, _flushes_when_dropped) = tracing_appender::non_blocking(std::io::stderr());
-    tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_max_level(args.log_level()).init();
+    tracing_subscriber::registry().with(log::Log::new(writer)).init();
     match run::run(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
+        Err(run::Failure { code, error }) => {
+            if let Some(error) = error {
+                tracing::error!("{error:#}");
+            }
+            ExitCode::from(code)
         }
     }
 }

@@ -1,13 +1,31 @@
 //! What RPC methods work on: the bdevs, the endpoints, the reactors.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bdev::Registry;
 use reactor::{Group, Handle};
-use rpc::Stage;
-use tokio::sync::Notify;
+use rpc::{Stage, State};
+use tokio::sync::{Notify, watch};
 
-use crate::{endpoints::Endpoints, monitor::Monitor, scheduler::Scheduler};
+use crate::{
+    config::load::{LoadError, Loader},
+    cores::CoreClaims,
+    endpoints::Endpoints,
+    monitor::Monitor,
+    scheduler::Scheduler,
+};
+
+/// How the target gets from STARTUP to RUNTIME.
+pub(crate) struct Launch {
+    /// Its configuration.
+    pub(crate) loader: Loader,
+    /// What follows once that is loaded, before clients are answered.
+    pub(crate) then: Box<dyn FnOnce() -> anyhow::Result<()> + Send>,
+}
+
+/// The target cannot go on; it was told why.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failed;
 
 /// The target.
 pub(crate) struct Target {
@@ -25,13 +43,24 @@ pub(crate) struct Target {
     pub(crate) stage: Stage,
     /// Notified when a bdev appears.
     pub(crate) bdev_appeared: Arc<Notify>,
+    /// The lock files of the cores.
+    pub(crate) core_claims: CoreClaims,
+    /// What is still to be done to start.
+    launch: Mutex<Option<Launch>>,
+    /// Set to the exit status when the target cannot go on.
+    failed: watch::Sender<Option<u8>>,
     /// SPDK's clients expect a thread of this name (`app_thread`, id 1).
     _app_thread: Group,
 }
 
 impl Target {
     /// A target in STARTUP.
-    pub(crate) fn new(reactors: Vec<Handle>, app_thread: Group, endpoints: Endpoints) -> Self {
+    pub(crate) fn new(
+        reactors: Vec<Handle>,
+        app_thread: Group,
+        endpoints: Endpoints,
+        core_claims: CoreClaims,
+    ) -> Self {
         let registry = Registry::new();
         let bdev_appeared = Arc::new(Notify::new());
         let appeared = Arc::clone(&bdev_appeared);
@@ -41,16 +70,66 @@ impl Target {
             endpoints,
             scheduler: Scheduler::new(reactors.first().map_or(0, Handle::core)),
             monitor: Monitor::default(),
+            core_claims,
             reactors,
-            stage: Stage::new(rpc::State::Startup),
+            stage: Stage::new(State::Startup),
             bdev_appeared,
+            launch: Mutex::new(None),
+            failed: watch::Sender::new(None),
             _app_thread: app_thread,
         }
     }
 
-    /// Ends STARTUP.
-    pub(crate) fn initialise(&self) {
+    /// Ticks of the clock in a second.
+    pub(crate) fn tick_rate(&self) -> u64 {
+        self.reactors.first().map_or(0, |reactor| reactor.clock().ticks_per_second())
+    }
+
+    /// Runs the part of a configuration that belongs before the initialisation, and keeps the rest for it.
+    ///
+    /// # Errors
+    /// The first call that fails.
+    pub(crate) async fn prepare(&self, launch: Launch) -> Result<(), LoadError> {
+        launch.loader.pass(State::Startup).await?;
+        *self.launch.lock().unwrap_or_else(PoisonError::into_inner) = Some(launch);
+        Ok(())
+    }
+
+    /// Ends STARTUP: loads what is left of the configuration while clients wait.
+    ///
+    /// # Errors
+    /// A call fails. The target ends with it; no client sees what was loaded.
+    pub(crate) async fn initialise(&self) -> Result<(), Failed> {
+        self.stage.pause();
         self.stage.enter_runtime();
+        let launch = self.launch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Launch { loader, then }) = launch {
+            if let Err(error) = loader.pass(State::Runtime).await {
+                tracing::error!("{error}");
+                return Err(self.fail(error.exit_code()));
+            }
+            if let Err(error) = then() {
+                tracing::error!("{error:#}");
+                return Err(self.fail(1));
+            }
+        }
+        self.stage.resume();
         tracing::info!("target is running");
+        Ok(())
+    }
+
+    fn fail(&self, code: u8) -> Failed {
+        self.failed.send_replace(Some(code));
+        Failed
+    }
+
+    /// Waits until the target cannot go on; the exit status.
+    pub(crate) async fn failure(&self) -> u8 {
+        let mut failed = self.failed.subscribe();
+        match failed.wait_for(Option::is_some).await {
+            Ok(code) => code.unwrap_or(1),
+            // The sender is ours.
+            Err(_closed) => 1,
+        }
     }
 }

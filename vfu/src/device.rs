@@ -88,6 +88,38 @@ pub struct Mappable<'a> {
     pub size: u64,
 }
 
+/// What a device is and does, for those who ask over RPC.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceDescription {
+    /// What it is: `virtio_blk`.
+    pub kind: &'static str,
+    /// How the driver's kicks arrive; empty where that is no question.
+    pub doorbell: &'static str,
+    /// The driver has set it up.
+    pub is_running: bool,
+    /// Its queues.
+    pub queues: Vec<QueueDescription>,
+}
+
+/// One queue of a device.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueDescription {
+    /// Its number.
+    pub index: u16,
+    /// Entries.
+    pub size: u16,
+    /// Where it is in its life: `disabled`, `starting`, `running`, `stopped`, `failed`.
+    pub state: &'static str,
+    /// MSI-X vector; none if it interrupts nobody.
+    pub vector: Option<u16>,
+    /// Requests taken since it was started.
+    pub requests: u64,
+    /// Interrupts raised since.
+    pub interrupts: u64,
+    /// Kicks that arrived since.
+    pub kicks: u64,
+}
+
 /// A device behind a PCI function.
 ///
 /// Every method runs on the endpoint's reactor, and none of them blocks: what has to wait for queues on other reactors
@@ -136,4 +168,9 @@ pub trait DeviceModel {
 
     /// Moves what was started on as far as it goes now.
     fn progress(&mut self) -> Progress;
+
+    /// What it is and does.
+    fn describe(&self) -> DeviceDescription {
+        DeviceDescription::default()
+    }
 }

@@ -5,6 +5,7 @@
 //! the same bytes at the same time. Made and released on control threads only.
 #![expect(unsafe_code, reason = "maps memory and copies between raw regions; the only place besides iov.rs")]
 
+mod budget;
 mod hugepage;
 mod meminfo;
 mod pages;
@@ -14,6 +15,7 @@ use std::ptr::NonNull;
 
 use crate::{Error, IoVec};
 
+pub use budget::{bytes_taken, set_budget};
 pub use hugepage::HugepageArena;
 pub use pages::PageArena;
 
@@ -56,6 +58,8 @@ pub struct Memory {
     base: NonNull<u8>,
     len: usize,
     arena: Box<dyn Arena>,
+    /// Of the budget; none for memory that a caller brought along.
+    _share: Option<budget::Share>,
 }
 
 // SAFETY: the arena is Send, and the address is the arena's.
@@ -70,19 +74,29 @@ impl Memory {
     ///
     /// Touches every page, so it may take a while (about a second for some GiB); never call it on a reactor.
     pub fn zeroed(len: usize) -> Result<Memory, Error> {
+        let share = budget::Share::take(len)?;
+        let memory = if budget::hugepages_wanted() { Memory::in_hugepages(len) } else { None };
+        let memory = match memory {
+            Some(memory) => memory,
+            None => Memory::over(Box::new(PageArena::new(len)?)),
+        };
+        Ok(Memory { _share: Some(share), ..memory })
+    }
+
+    /// As [`zeroed`](Self::zeroed), from hugepages alone; none if too few are free.
+    fn in_hugepages(len: usize) -> Option<Memory> {
         match HugepageArena::new(len) {
-            Ok(arena) => Ok(Memory::over(Box::new(arena))),
+            Ok(arena) => Some(Memory::over(Box::new(arena))),
             Err(why) => {
-                let memory = Memory::over(Box::new(PageArena::new(len)?));
                 tracing::debug!(len_bytes = len, %why, "no hugepages for this memory");
-                Ok(memory)
+                None
             }
         }
     }
 
     /// Memory over an arena of the caller's choice.
     pub fn over(arena: Box<dyn Arena>) -> Memory {
-        Memory { base: arena.base(), len: arena.len_bytes(), arena }
+        Memory { base: arena.base(), len: arena.len_bytes(), arena, _share: None }
     }
 
     /// Length in bytes.

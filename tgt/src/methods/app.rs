@@ -1,10 +1,14 @@
-//! app_framework: version, start, reactors, end.
+//! app_framework: version, reactors, cores, memory, end.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, io::Write, sync::Arc};
 
-use reactor::{Group, Handle, Mode};
-use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints, RpcError, States};
-use rustix::process::{Signal, getpid, kill_process};
+use reactor::{CoreLockError, Group, Handle, Mode};
+use rpc::{Cli, Kind, Method, Outcome, Param, Params, Prints, RpcError, States};
+use rustix::{
+    fs::OFlags,
+    io::Errno,
+    process::{Signal, getpid, kill_process},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -35,18 +39,27 @@ pub(super) const METHODS: &[Method<Target>] = &[
             "signal that will be sent to the target",
         )
         .cli(Cli::Positional)])
-        .help("Send a signal to the target"),
-    Method::sync("framework_start_init", "app_framework", start_init)
-        .states(States::Startup)
-        .bad_params(-32602, "framework_start_init requires no parameters")
-        .help("Start initialisation of the target"),
-    Method::later("framework_wait_init", "app_framework", wait_init)
-        .states(States::Both)
-        .ignores_params()
-        .help("Wait until the target is initialised"),
+        .help("Send a signal to the target")
+        .example(r#"{"sig_name": "SIGTERM"}"#),
     Method::sync("framework_get_reactors", "app_framework", get_reactors)
         .bad_params(-32602, "`framework_get_reactors` requires no arguments")
         .help("Display list of all reactors")
+        .prints(Prints::Json),
+    Method::sync("framework_enable_cpumask_locks", "app_framework", enable_locks)
+        .states(States::Both)
+        .bad_params(-32602, "framework_enable_cpumask_locksrequires no arguments")
+        .help("Claim the cores by lock files"),
+    Method::sync("framework_disable_cpumask_locks", "app_framework", disable_locks)
+        .states(States::Both)
+        .bad_params(-32602, "framework_disable_cpumask_locksrequires no arguments")
+        .help("Give up the lock files of the cores"),
+    Method::sync("framework_get_pci_devices", "app_framework", get_pci_devices)
+        .bad_params(-32602, "framework_get_pci_devices doesn't accept any parameters.\n")
+        .help("List PCI devices that the target drives itself (there are none)")
+        .prints(Prints::Bare),
+    Method::sync("env_dpdk_get_mem_stats", "app_framework", get_mem_stats)
+        .bad_params(-32602, "env_dpdk_get_mem_stats doesn't accept any parameters.\n")
+        .help("Write what memory the target uses to a file, and tell its name")
         .prints(Prints::Json),
 ];
 
@@ -75,23 +88,53 @@ fn kill_instance(_target: &Arc<Target>, params: Params) -> Outcome {
     Ok(true.into())
 }
 
-fn start_init(target: &Arc<Target>, _params: Params) -> Outcome {
-    target.initialise();
+fn enable_locks(target: &Arc<Target>, _params: Params) -> Outcome {
+    target.core_claims.claim().map_err(|error| match error {
+        CoreLockError::Held { core, .. } => RpcError::internal(format!("Failed to claim CPU core: {core}")),
+        CoreLockError::File { .. } => RpcError::internal(error.to_string()),
+    })?;
     Ok(true.into())
 }
 
-fn wait_init(target: Arc<Target>, _params: Params) -> Pending {
-    Box::pin(async move {
-        target.stage.runtime().await;
-        Ok(true.into())
-    })
+fn disable_locks(target: &Arc<Target>, _params: Params) -> Outcome {
+    target.core_claims.release();
+    Ok(true.into())
+}
+
+fn get_pci_devices(_target: &Arc<Target>, _params: Params) -> Outcome {
+    Ok(Value::Array(Vec::new()))
+}
+
+/// The file that SPDK writes too.
+const MEM_STATS_FILE: &str = "/tmp/spdk_mem_dump.txt";
+
+fn get_mem_stats(_target: &Arc<Target>, _params: Params) -> Outcome {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let of_process =
+        status.lines().filter(|line| ["Vm", "Rss", "Huge"].iter().any(|word| line.starts_with(word)));
+    let system = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let of_system = system.lines().filter(|line| line.starts_with("Huge"));
+    let mut text = format!("bytes of disks in memory: {}\n", ::bdev::arena::bytes_taken());
+    for line in of_process.chain(of_system) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    // The folder is everybody's: never write through a link that somebody has put there.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let failed = |errno: Errno| RpcError::errno(errno.raw_os_error());
+    let file =
+        rustix::fs::open(MEM_STATS_FILE, flags, rustix::fs::Mode::from_raw_mode(0o600)).map_err(failed)?;
+    std::fs::File::from(file).write_all(text.as_bytes()).map_err(|error| {
+        tracing::warn!(%error, "the memory statistics cannot be written");
+        failed(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    })?;
+    Ok(json!({ "filename": MEM_STATS_FILE }))
 }
 
 fn get_reactors(target: &Arc<Target>, _params: Params) -> Outcome {
     let times = core_times();
     let reactors: Vec<Value> = target.reactors.iter().map(|reactor| describe(reactor, &times)).collect();
-    let tick_rate = target.reactors.first().map_or(0, |reactor| reactor.clock().ticks_per_second());
-    Ok(json!({ "tick_rate": tick_rate, "pid": getpid().as_raw_pid(), "reactors": reactors }))
+    Ok(json!({ "tick_rate": target.tick_rate(), "pid": getpid().as_raw_pid(), "reactors": reactors }))
 }
 
 fn describe(reactor: &Handle, times: &HashMap<u32, CoreTimes>) -> Value {

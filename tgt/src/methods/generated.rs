@@ -9,12 +9,21 @@ use std::{fs, path::PathBuf, sync::Arc};
 use reactor::{CoreMask, Group};
 use rpc::{Dispatcher, MethodTable};
 
-use crate::{endpoints::Endpoints, methods, target::Target};
+use crate::{
+    cores::CoreClaims,
+    endpoints::{Endpoints, Sockets},
+    methods,
+    target::Target,
+    values::Owner,
+};
 
 /// All methods, of a target that does not run.
 fn dispatcher() -> Dispatcher {
-    let endpoints = Endpoints::new(Vec::new(), PathBuf::new());
-    let target = Target::new(Vec::new(), Group::new("app_thread", CoreMask::of(0)), endpoints);
+    let sockets = Sockets { dir: PathBuf::new(), mode: 0o600, owner: Owner::default() };
+    let endpoints = Endpoints::new(Vec::new(), sockets);
+    let core_claims = CoreClaims::new(CoreMask::new(), PathBuf::new());
+    let app_thread = Group::new("app_thread", CoreMask::of(0));
+    let target = Target::new(Vec::new(), app_thread, endpoints, core_claims);
     let stage = target.stage.clone();
     let mut table = MethodTable::new(Arc::new(target), stage);
     methods::TABLES.iter().for_each(|methods| table.register(methods).expect("no name is declared twice"));

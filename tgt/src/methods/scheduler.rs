@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::DECODE_FAILED;
 use crate::{
+    config::Entry,
     scheduler::{MAX_PERIOD_US, MIN_PERIOD_US, Policy},
     target::Target,
 };
@@ -106,6 +107,27 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .help("Set when reactors poll and when they sleep"),
 ];
+
+/// The calls that set the scheduler as it is.
+pub(super) fn config(target: &Target) -> Vec<Entry> {
+    let settings = target.scheduler.settings();
+    let mut entries = Vec::new();
+    if !settings.isolated.is_empty() {
+        let params = json!({
+            "isolated_core_mask": settings.isolated.to_string(),
+            "scheduling_core": settings.core,
+        });
+        entries.push(Entry::new("scheduler_set_options", params));
+    }
+    let mut params = json!({ "name": settings.policy.name(), "period": settings.period_us });
+    if settings.policy == Policy::Dynamic {
+        params["load_limit"] = settings.load_limit.into();
+        params["core_limit"] = settings.core_limit.into();
+        params["core_busy"] = settings.core_busy.into();
+    }
+    entries.push(Entry::new("framework_set_scheduler", params));
+    entries
+}
 
 fn invalid(errno: Errno) -> RpcError {
     RpcError::params_errno(errno.raw_os_error())

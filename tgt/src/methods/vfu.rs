@@ -2,14 +2,16 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, RpcError};
+use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints, RpcError};
 use rustix::io::Errno;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use vfu::virtio::control::DoorbellMode;
+use vfu::{device::QueueDescription, virtio::control::DoorbellMode};
 
 use crate::{
-    endpoints::{BlkOptions, EndpointError},
+    config::Entry,
+    endpoints::{BlkOptions, Description, EndpointError},
     target::Target,
 };
 
@@ -20,7 +22,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
     Method::sync("vfu_tgt_set_base_path", "vfu", set_base_path)
         .params(&[Param::required("path", Kind::String, "socket base path").cli(Cli::Positional)])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Set socket base path"),
+        .help("Set socket base path")
+        .example(r#"{"path": "/var/run"}"#),
     Method::later("vfu_virtio_create_blk_endpoint", "vfu", create_blk)
         .params(&[
             Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
@@ -41,12 +44,26 @@ pub(super) const METHODS: &[Method<Target>] = &[
             .cli(Cli::Option("--doorbell")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Create virtio-blk endpoint"),
+        .help("Create virtio-blk endpoint")
+        .example(r#"{"name": "vfu.0", "bdev_name": "Malloc0", "num_queues": 2, "qsize": 256}"#),
     Method::later("vfu_virtio_delete_endpoint", "vfu", delete)
         .params(&[Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional)])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Delete the endpoint"),
+        .help("Delete the endpoint")
+        .example(r#"{"name": "vfu.0"}"#),
+    Method::later("vfu_get_endpoints", "vfu", get_endpoints)
+        .params(&[Param::optional("name", Kind::String, "all endpoints", "name of an endpoint")
+            .cli(Cli::Option("-n/--name"))])
+        .bad_params(INVALID.0, INVALID.1)
+        .help("List endpoints with their state, client, queues, doorbell mode and counters")
+        .example(r#"{"name": "vfu.0"}"#)
+        .prints(Prints::Json),
 ];
+
+/// The calls that make the endpoints.
+pub(super) fn config(target: &Target) -> Vec<Entry> {
+    target.endpoints.config()
+}
 
 fn failed(error: &EndpointError) -> RpcError {
     tracing::warn!(%error, "endpoint method failed");
@@ -59,6 +76,10 @@ fn set_base_path(target: &Arc<Target>, params: Params) -> Outcome {
         path: PathBuf,
     }
     let Base { path } = params.parse()?;
+    if path.as_os_str().is_empty() {
+        // As SPDK does: nothing changes.
+        return Ok(true.into());
+    }
     target.endpoints.set_base(path);
     Ok(true.into())
 }
@@ -91,6 +112,7 @@ fn start_blk(target: &Target, params: Params) -> Result<oneshot::Receiver<()>, R
         packed_ring: Option<bool>,
         doorbell: Option<Doorbell>,
     }
+    let call = Entry::new(params.method(), params.members().clone().into());
     let Create { name, bdev_name, cpumask, num_queues, qsize, packed_ring, doorbell } = params.parse()?;
     if packed_ring == Some(true) {
         tracing::warn!(endpoint = name, "packed rings are not served yet");
@@ -102,7 +124,7 @@ fn start_blk(target: &Target, params: Params) -> Result<oneshot::Receiver<()>, R
         Some(Doorbell::Trapped) => DoorbellMode::Trapped,
     };
     let options = BlkOptions { name, bdev_name, cpumask, num_queues, qsize, doorbell };
-    target.endpoints.create_blk(&target.registry, options).map_err(|error| failed(&error))
+    target.endpoints.create_blk(&target.registry, options, call).map_err(|error| failed(&error))
 }
 
 fn delete(target: Arc<Target>, params: Params) -> Pending {
@@ -116,4 +138,54 @@ fn delete(target: Arc<Target>, params: Params) -> Pending {
         gone.await.map_err(|_dropped| RpcError::params_errno(Errno::IO.raw_os_error()))?;
         Ok(true.into())
     })
+}
+
+fn get_endpoints(target: Arc<Target>, params: Params) -> Pending {
+    #[derive(Deserialize)]
+    struct Get {
+        name: Option<String>,
+    }
+    Box::pin(async move {
+        let Get { name } = params.parse()?;
+        let endpoints = target.endpoints.describe(name.as_deref()).await;
+        if name.is_some() && endpoints.is_empty() {
+            return Err(RpcError::params_errno(Errno::NOENT.raw_os_error()));
+        }
+        Ok(endpoints.iter().map(describe).collect())
+    })
+}
+
+fn describe(endpoint: &Description) -> Value {
+    let mut described = json!({
+        "name": endpoint.name,
+        "bdev_name": endpoint.bdev_name,
+        "socket": endpoint.socket,
+        "cpumask": endpoint.cpumask.to_string(),
+    });
+    let Some(state) = &endpoint.state else {
+        described["state"] = "gone".into();
+        return described;
+    };
+    let queue = |queue: &QueueDescription| {
+        json!({
+            "index": queue.index,
+            "size": queue.size,
+            "state": queue.state,
+            "vector": queue.vector,
+            "requests": queue.requests,
+            "interrupts": queue.interrupts,
+            "kicks": queue.kicks,
+        })
+    };
+    let connected = state.state == ::vfu::endpoint::State::Connected;
+    described["state"] = if connected { "connected" } else { "listening" }.into();
+    described["client_pid"] = state.client_pid.into();
+    described["device"] = state.device.kind.into();
+    described["doorbell"] = state.device.doorbell.into();
+    described["running"] = state.device.is_running.into();
+    described["num_queues"] = state.device.queues.len().into();
+    // Those the driver never set up say nothing.
+    let used = state.device.queues.iter().filter(|queue| queue.state != "disabled");
+    described["queues"] = used.map(queue).collect();
+    described
 }

@@ -34,7 +34,7 @@ pub use throttle::LOG_LINES_PER_SECOND;
 use throttle::Throttle;
 
 use crate::{
-    device::{Bus, DeviceModel, Home, Progress},
+    device::{Bus, DeviceDescription, DeviceModel, Home, Progress},
     function::Function,
 };
 
@@ -71,7 +71,19 @@ pub enum State {
     Gone,
 }
 
+/// What an endpoint is and does, for those who ask over RPC.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Whether it has a client.
+    pub state: State,
+    /// The client's process, as the kernel knows it.
+    pub client_pid: Option<i32>,
+    /// The device.
+    pub device: DeviceDescription,
+}
+
 type GoneHook = Box<dyn FnOnce() + Send>;
+type Question = Box<dyn FnOnce(Description) + Send>;
 
 /// What an endpoint is told to do with its queues.
 enum Order {
@@ -83,6 +95,9 @@ enum Order {
 
 struct Shared {
     state: Mutex<(State, Vec<GoneHook>)>,
+    questions: Mutex<Vec<Question>>,
+    /// There are questions: the one thing that is looked at on each poll.
+    is_asked: AtomicBool,
     delete: AtomicBool,
     orders: Mutex<Vec<Order>>,
     waker: Mutex<Option<Waker>>,
@@ -95,9 +110,17 @@ impl Shared {
             guard.0 = state;
             if state == State::Gone { std::mem::take(&mut guard.1) } else { Vec::new() }
         };
+        if state == State::Gone {
+            // Nobody answers any more; who asked notices that the question is gone.
+            self.take_questions();
+        }
         for hook in hooks {
             hook();
         }
+    }
+
+    fn take_questions(&self) -> Vec<Question> {
+        std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn wake(&self) {
@@ -157,6 +180,18 @@ impl EndpointHandle {
     pub fn move_queue(&self, queue: u16, to: Handle) {
         self.shared.order(Order::Move(queue, to));
     }
+
+    /// Asks what it is and does. `answer` is called on its reactor, or dropped when the endpoint is gone.
+    pub fn describe(&self, answer: impl FnOnce(Description) + Send + 'static) {
+        // Under the lock of the state: an endpoint that goes now takes the question along.
+        let guard = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard.0 != State::Gone {
+            self.shared.questions.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(answer));
+        }
+        drop(guard);
+        self.shared.is_asked.store(true, Ordering::Release);
+        self.shared.wake();
+    }
 }
 
 /// Starts an endpoint on its home reactor.
@@ -166,6 +201,8 @@ impl EndpointHandle {
 pub fn start(spec: Spec) -> Result<EndpointHandle, reactor::SendError> {
     let shared = Arc::new(Shared {
         state: Mutex::new((State::Listening, Vec::new())),
+        questions: Mutex::default(),
+        is_asked: AtomicBool::new(false),
         delete: AtomicBool::new(false),
         orders: Mutex::default(),
         waker: Mutex::new(None),
@@ -198,6 +235,8 @@ struct Endpoint {
     function: Function,
     phase: Phase,
     log: Throttle,
+    /// The process of the client that is served.
+    client_pid: Option<i32>,
     cx: PollerCx,
     shared: Arc<Shared>,
 }
@@ -218,6 +257,7 @@ impl Endpoint {
             function: Function::new(bus, model),
             phase: Phase::Listening,
             log: Throttle::new(),
+            client_pid: None,
             cx: cx.clone(),
             shared,
         }
@@ -243,6 +283,8 @@ impl Endpoint {
                 return Work::Idle;
             }
         };
+        let peer = rustix::net::sockopt::socket_peercred(&socket);
+        self.client_pid = peer.ok().map(|peer| peer.pid.as_raw_pid());
         match Session::new(&self.name, socket, &self.cx) {
             Ok(session) => {
                 self.listen(Interest::None);
@@ -260,11 +302,30 @@ impl Endpoint {
     fn stop_device(&mut self) {
         self.phase = Phase::Stopping;
         self.function.bus().remote.close();
+        self.client_pid = None;
         self.function.reset();
         self.function.forget_client();
         // Queues keep the windows they work with until they have stopped; nobody gets new ones.
         self.function.bus().windows.clear();
         self.function.bus().irqs.release();
+    }
+
+    /// Answers those who ask. Nobody does on most polls.
+    fn answer(&self) {
+        // The flag falls before the questions are taken: one that comes in between raises it again.
+        if !self.shared.is_asked.load(Ordering::Relaxed)
+            || !self.shared.is_asked.swap(false, Ordering::AcqRel)
+        {
+            return;
+        }
+        for answer in self.shared.take_questions() {
+            let state = match self.phase {
+                Phase::Serving(_) => State::Connected,
+                Phase::Listening | Phase::Stopping => State::Listening,
+            };
+            let device = self.function.model_ref().describe();
+            answer(Description { state, client_pid: self.client_pid, device });
+        }
     }
 
     fn stopping(&mut self) -> Work {
@@ -299,6 +360,7 @@ impl Poller for Endpoint {
         }
         // A queue may have failed, or the disk may have changed: that has no other caller than us.
         let _ = self.function.progress();
+        self.answer();
         match &mut self.phase {
             Phase::Stopping => self.stopping(),
             _ if delete => {

@@ -14,6 +14,7 @@ use std::{
 use reactor::Waker;
 
 use super::queue::Position;
+use crate::{device::QueueDescription, irq::NO_VECTOR};
 
 /// How the guest's kicks reach the queues of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +27,18 @@ pub enum DoorbellMode {
     Mapped,
     /// Each kick is a message on the socket; the driver is trusted to send them.
     Trapped,
+}
+
+impl DoorbellMode {
+    /// Its name over RPC.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DoorbellMode::Auto => "auto",
+            DoorbellMode::Mapped => "mapped",
+            DoorbellMode::Trapped => "trapped",
+        }
+    }
 }
 
 /// The doorbell of a device: its mode, and whether its driver has been heard.
@@ -191,6 +204,22 @@ impl QueueControl {
             2 => QueueState::Stopped,
             _ => QueueState::Failed,
         }
+    }
+
+    /// The queue, for those who ask over RPC.
+    #[must_use]
+    pub fn describe(&self, index: u16, size: u16) -> QueueDescription {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let state = match self.state() {
+            QueueState::Starting => "starting",
+            QueueState::Running => "running",
+            QueueState::Stopped => "stopped",
+            QueueState::Failed => "failed",
+        };
+        let vector = Some(self.vector()).filter(|vector| *vector != NO_VECTOR);
+        let Counters { requests, interrupts, kicks } = &self.counters;
+        let (requests, interrupts, kicks) = (read(requests), read(interrupts), read(kicks));
+        QueueDescription { index, size, state, vector, requests, interrupts, kicks }
     }
 
     /// Where the ring stood when the queue stopped.

@@ -7,6 +7,16 @@ pub const PCI_VENDOR: u16 = 0x1af4;
 /// PCI device ID of a modern device is this plus its virtio device ID.
 pub const PCI_DEVICE_BASE: u16 = 0x1040;
 
+/// The name of a device type over RPC (virtio 1.2, 5).
+pub const fn device_name(id: u16) -> &'static str {
+    match id {
+        2 => "virtio_blk",
+        8 => "virtio_scsi",
+        26 => "virtio_fs",
+        _ => "virtio",
+    }
+}
+
 /// Device status bits (virtio 1.2, 2.1).
 pub mod status {
     /// The guest has found the device.

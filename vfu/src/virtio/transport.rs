@@ -20,7 +20,7 @@ use super::{
     spec::{self, cap, feature, status},
 };
 use crate::{
-    device::{Bus, DeviceModel, Home, Mappable, Progress},
+    device::{Bus, DeviceDescription, DeviceModel, Home, Mappable, Progress, QueueDescription},
     irq::NO_VECTOR,
     pci::{Bar, Identity, Layout, VendorCap},
 };
@@ -516,6 +516,27 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
     fn reset(&mut self) {
         self.resetting = true;
         self.queues.iter_mut().for_each(Queue::stop);
+    }
+
+    fn describe(&self) -> DeviceDescription {
+        let queues = (0..).zip(&self.queues).map(|(index, queue)| match &queue.control {
+            Some(control) => control.describe(index, queue.config.size),
+            None => QueueDescription {
+                index,
+                size: queue.config.size,
+                state: "disabled",
+                vector: None,
+                requests: 0,
+                interrupts: 0,
+                kicks: 0,
+            },
+        });
+        DeviceDescription {
+            kind: spec::device_name(self.device.id()),
+            doorbell: self.doorbell.mode().name(),
+            is_running: self.status & status::DRIVER_OK != 0,
+            queues: queues.collect(),
+        }
     }
 
     fn progress(&mut self) -> Progress {
