@@ -20,6 +20,7 @@ UNSAFE = {
     "vfu/src/dma/mapping.rs": "mmap and munmap of client memory",
     "vfu/src/dma/sigbus.rs": "the handler that outlives a client's truncated memory",
     "vfu/src/dma/slice.rs": "volatile and atomic access to guest memory",
+    "vfu/tests/no_allocation.rs": "a counting allocator",
     "vfu/src/dma/view.rs": "the one place that makes IoVecs of guest memory",
 }
 

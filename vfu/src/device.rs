@@ -173,4 +173,7 @@ pub trait DeviceModel {
     fn describe(&self) -> DeviceDescription {
         DeviceDescription::default()
     }
+
+    /// Whether a part of it has panicked: it can no longer be trusted, and its endpoint is closed.
+    fn is_faulted(&self) -> bool;
 }

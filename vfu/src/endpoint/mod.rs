@@ -269,6 +269,21 @@ impl Endpoint {
         }
     }
 
+    /// Does what its owner has told it to do with its queues.
+    fn obey(&mut self) {
+        let orders = std::mem::take(&mut *self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        for order in orders {
+            match order {
+                Order::Place(reactors) => self.function.model().place(&reactors),
+                Order::Move(queue, to) => {
+                    if !self.function.model().move_queue(queue, &to) {
+                        tracing::warn!(endpoint = self.name, queue, "no such queue to move");
+                    }
+                }
+            }
+        }
+    }
+
     fn accept(&mut self) -> Work {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = match accept_with(self.listener.fd(), flags) {
@@ -347,20 +362,17 @@ impl Endpoint {
 
 impl Poller for Endpoint {
     fn poll(&mut self, now: Tick) -> Work {
-        let delete = self.shared.delete.load(Ordering::Acquire);
-        for order in std::mem::take(&mut *self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner)) {
-            match order {
-                Order::Place(reactors) => self.function.model().place(&reactors),
-                Order::Move(queue, to) => {
-                    if !self.function.model().move_queue(queue, &to) {
-                        tracing::warn!(endpoint = self.name, queue, "no such queue to move");
-                    }
-                }
-            }
-        }
+        self.obey();
         // A queue may have failed, or the disk may have changed: that has no other caller than us.
         let _ = self.function.progress();
         self.answer();
+        if self.function.model_ref().is_faulted() && !self.shared.delete.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                endpoint = self.name,
+                "a part of the device has panicked; the endpoint is closed"
+            );
+        }
+        let delete = self.shared.delete.load(Ordering::Acquire);
         match &mut self.phase {
             Phase::Stopping => self.stopping(),
             _ if delete => {
@@ -394,7 +406,8 @@ impl Poller for Endpoint {
             Phase::Listening => false,
         };
         let delete = self.shared.delete.load(Ordering::Acquire) && !matches!(self.phase, Phase::Stopping);
-        if goes_on || delete {
+        let told = !self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if goes_on || delete || told {
             Park::Ready
         } else if settled {
             Park::Wait

@@ -96,6 +96,8 @@ pub enum QueueState {
     Stopped,
     /// Has stopped by itself: the ring is broken or its bdev is gone. The device needs a reset.
     Failed,
+    /// Its owner panicked: a bug of ours. The endpoint is closed.
+    Faulted,
 }
 
 /// The two-way control block of one queue.
@@ -186,7 +188,7 @@ impl QueueControl {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         match self.state() {
-            QueueState::Stopped | QueueState::Failed => true,
+            QueueState::Stopped | QueueState::Failed | QueueState::Faulted => true,
             QueueState::Starting => false,
             QueueState::Running => {
                 !self.stop.load(Ordering::Acquire)
@@ -202,7 +204,8 @@ impl QueueControl {
             0 => QueueState::Starting,
             1 => QueueState::Running,
             2 => QueueState::Stopped,
-            _ => QueueState::Failed,
+            3 => QueueState::Failed,
+            _ => QueueState::Faulted,
         }
     }
 
@@ -215,6 +218,7 @@ impl QueueControl {
             QueueState::Running => "running",
             QueueState::Stopped => "stopped",
             QueueState::Failed => "failed",
+            QueueState::Faulted => "faulted",
         };
         let vector = Some(self.vector()).filter(|vector| *vector != NO_VECTOR);
         let Counters { requests, interrupts, kicks } = &self.counters;

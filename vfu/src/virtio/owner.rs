@@ -45,7 +45,7 @@ pub(super) fn start<R: Ring + 'static, H: Handler>(
         };
         let faulted = Arc::clone(&control);
         let spec = PollerSpec::new(name.clone(), &group)
-            .on_fault(move |_| faulted.ended(QueueState::Failed, Position::default()));
+            .on_fault(move |_| faulted.ended(QueueState::Faulted, Position::default()));
         reactor.add(spec, move |cx| {
             let owner = Owner::<R, H>::new(name, bus, control, config, position, handler, cx);
             owner.control.started(cx.waker());

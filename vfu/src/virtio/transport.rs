@@ -97,6 +97,15 @@ pub struct VirtioPci<D: VirtioDevice> {
     status: u8,
     /// A reset waits for the queues.
     resetting: bool,
+    /// A queue's owner has panicked.
+    faulted: bool,
+}
+
+impl<D: VirtioDevice> Drop for VirtioPci<D> {
+    fn drop(&mut self) {
+        // Nothing to do after an orderly end. When the endpoint itself has panicked, its queues are told to go.
+        self.queues.iter_mut().for_each(Queue::stop);
+    }
 }
 
 /// A vendor capability that says where a structure is (virtio 1.2, 4.1.4).
@@ -160,6 +169,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             notify_page,
             status: 0,
             resetting: false,
+            faulted: false,
         };
         new.power_on();
         new
@@ -370,6 +380,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             settled &= control.is_settled();
             match control.state() {
                 QueueState::Failed => failed = true,
+                QueueState::Faulted => self.faulted = true,
                 QueueState::Stopped => {
                     queue.position = control.position();
                     queue.control = None;
@@ -472,6 +483,10 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
         Some(WINDOW_CAP)
     }
 
+    fn is_faulted(&self) -> bool {
+        self.faulted
+    }
+
     fn place(&mut self, reactors: &[Handle]) {
         self.home.reactors = reactors.to_vec();
         for index in 0..self.queues.len() {
@@ -484,7 +499,8 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
         let Some(queue) = self.queues.get_mut(usize::from(queue)) else { return false };
         let stays = queue.reactor.as_ref().is_some_and(|reactor| reactor.core() == to.core());
         queue.reactor = Some(to.clone());
-        if let Some(control) = queue.control.as_ref().filter(|_| !stays) {
+        // One that is not sent yet will be sent there.
+        if let Some(control) = queue.control.as_ref().filter(|_| !stays && !queue.unsent) {
             queue.moving = true;
             control.stop();
         }
