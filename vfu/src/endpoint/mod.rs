@@ -421,3 +421,6 @@ impl Poller for Endpoint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

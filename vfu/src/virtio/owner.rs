@@ -406,3 +406,6 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

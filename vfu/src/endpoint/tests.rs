@@ -1,0 +1,122 @@
+//! An endpoint on a reactor that is driven by hand, with a device that does what a test wants.
+
+use std::sync::atomic::AtomicUsize;
+
+use reactor::{Clock, CoreMask, Group, Mode, Pass, Reactor, ReactorConfig};
+
+use super::*;
+use crate::{
+    device::Mappable,
+    pci::{Identity, Layout},
+};
+
+/// Counts how often it was asked.
+struct Device {
+    layout: Layout,
+    asked: Arc<AtomicUsize>,
+}
+
+impl DeviceModel for Device {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn read(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) {}
+
+    fn write(&mut self, _bar: u8, _offset: u64, _data: &[u8]) {}
+
+    fn mappable(&self, _bar: u8) -> Option<Mappable<'_>> {
+        None
+    }
+
+    fn place(&mut self, _reactors: &[Handle]) {}
+
+    fn move_queue(&mut self, _queue: u16, _to: &Handle) -> bool {
+        false
+    }
+
+    fn is_faulted(&self) -> bool {
+        false
+    }
+
+    fn sync(&mut self) {}
+
+    fn reset(&mut self) {}
+
+    fn progress(&mut self) -> Progress {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Progress::Done
+    }
+}
+
+fn layout() -> Layout {
+    let identity = Identity {
+        vendor: 0,
+        device: 0,
+        subsystem_vendor: 0,
+        subsystem: 0,
+        revision: 1,
+        class: [1, 0x80, 0],
+    };
+    Layout {
+        identity,
+        bars: [None; 6],
+        vectors: 1,
+        msix_table_bar: 1,
+        msix_pba_bar: 2,
+        vendor_caps: Vec::new(),
+        serial: 0,
+    }
+}
+
+fn until_asleep(reactor: &mut Reactor) {
+    let asleep = (0..100).any(|_| matches!(reactor.poll_once(), Pass::Sleepy(_)));
+    assert!(asleep, "it never sleeps");
+}
+
+fn start_on(reactor: &Reactor, path: &std::path::Path, asked: &Arc<AtomicUsize>) -> EndpointHandle {
+    let asked = Arc::clone(asked);
+    start(Spec {
+        name: "test".to_owned(),
+        listener: Listener::bind(path, 0o600).unwrap(),
+        reactors: vec![reactor.handle()],
+        group: Group::new("test", CoreMask::of(0)),
+        vectors: 1,
+        model: Box::new(move |_, _| Box::new(Device { layout: layout(), asked })),
+    })
+    .unwrap()
+}
+
+#[test]
+fn device_is_asked_once_more_before_the_endpoint_sleeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, _hand) = Clock::fake();
+    let mut reactor =
+        Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(0, clock) }).unwrap();
+    let asked = Arc::default();
+    let _endpoint = start_on(&reactor, &dir.path().join("socket"), &asked);
+
+    until_asleep(&mut reactor);
+
+    // Once in its poll, which found nothing; what came after that is found by the second, when wakes count already.
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn endpoint_that_is_deleted_in_its_sleep_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let (clock, _hand) = Clock::fake();
+    let mut reactor =
+        Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(0, clock) }).unwrap();
+    let endpoint = start_on(&reactor, &path, &Arc::default());
+    until_asleep(&mut reactor);
+    let gone = Arc::new(AtomicBool::new(false));
+    let theirs = Arc::clone(&gone);
+
+    endpoint.delete(move || theirs.store(true, Ordering::Relaxed));
+    until_asleep(&mut reactor);
+
+    assert!(gone.load(Ordering::Relaxed) && !path.exists());
+    assert_eq!(endpoint.state(), State::Gone);
+}

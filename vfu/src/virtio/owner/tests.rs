@@ -1,0 +1,160 @@
+//! A queue's owner on a reactor that is driven by hand: what happens between its last poll and its sleep.
+
+use std::{
+    cell::Cell,
+    os::fd::BorrowedFd,
+    rc::Rc,
+    sync::atomic::{AtomicBool, AtomicUsize},
+};
+
+use reactor::{Clock, CoreMask, Group, Mode, Pass, Reactor, ReactorConfig};
+
+use super::*;
+use crate::virtio::{
+    control::{Doorbell, DoorbellMode},
+    device::HandlerError,
+    queue::SplitRing,
+};
+
+/// A handler without requests, at whose last question before the sleep something changes.
+struct Disturbed {
+    control: Arc<QueueControl>,
+    /// It has happened already.
+    done: Cell<bool>,
+    refreshed: Arc<AtomicUsize>,
+}
+
+impl Handler for Disturbed {
+    fn set_now(&mut self, _now: u64) {}
+
+    fn submit(&mut self, _chain: &Chain, _view: &View) -> Verdict {
+        Verdict::Done(0)
+    }
+
+    fn kick(&mut self) {}
+
+    fn reap(&mut self, _view: &View, _done: &mut dyn FnMut(u16, u32)) {}
+
+    fn in_flight(&self) -> usize {
+        // The owner asks this in its poll, after it has compared epochs; only once it has followed the first change.
+        if self.refreshed.load(Ordering::Relaxed) == 1 && !self.done.replace(true) {
+            self.control.sync();
+        }
+        0
+    }
+
+    fn refresh(&mut self) {
+        self.refreshed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_in_flight(&self, _id: u16) -> bool {
+        false
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+fn reactor() -> Reactor {
+    let (clock, _hand) = Clock::fake();
+    Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(0, clock) }).unwrap()
+}
+
+/// Passes until there is nothing left to poll.
+fn until_asleep(reactor: &mut Reactor) {
+    let asleep = (0..100).any(|_| matches!(reactor.poll_once(), Pass::Sleepy(_)));
+    assert!(asleep, "it never sleeps");
+}
+
+/// What a queue is started with.
+fn start_with<H: Handler>(
+    reactor: &Reactor,
+    control: &Arc<QueueControl>,
+    handler: impl FnOnce() -> Result<H, HandlerError> + Send + 'static,
+) {
+    let start = Start {
+        name: "queue".to_owned(),
+        group: Group::new("test", CoreMask::of(0)),
+        bus: Arc::new(Bus::new(1)),
+        control: Arc::clone(control),
+        config: QueueConfig::default(),
+        position: Position::default(),
+        handler: Box::new(handler),
+    };
+    super::start::<SplitRing, H>(&reactor.handle(), start).unwrap();
+}
+
+/// A control block whose home is a poller that does nothing.
+fn control(reactor: &mut Reactor) -> Arc<QueueControl> {
+    struct Home;
+    impl Poller for Home {
+        fn poll(&mut self, _now: Tick) -> Work {
+            Work::Idle
+        }
+
+        fn park(&mut self, _now: Tick) -> Park {
+            Park::Wait
+        }
+    }
+    let waker = Rc::new(Cell::new(None));
+    let place = Rc::clone(&waker);
+    let group = Group::new("home", CoreMask::of(0));
+    reactor.add(PollerSpec::new("home", &group), move |cx| {
+        place.set(Some(cx.waker()));
+        Box::new(Home)
+    });
+    let doorbell = Arc::new(Doorbell::new(DoorbellMode::Trapped));
+    Arc::new(QueueControl::new(crate::irq::NO_VECTOR, doorbell, waker.take().unwrap()))
+}
+
+#[test]
+fn change_between_the_last_poll_and_the_sleep_is_followed() {
+    let mut reactor = reactor();
+    let control = control(&mut reactor);
+    let refreshed = Arc::new(AtomicUsize::new(0));
+    let (theirs, count) = (Arc::clone(&control), Arc::clone(&refreshed));
+    start_with(&reactor, &control, move || {
+        Ok(Disturbed { control: theirs, done: Cell::new(false), refreshed: count })
+    });
+
+    until_asleep(&mut reactor);
+
+    assert_eq!(refreshed.load(Ordering::Relaxed), 2);
+    assert!(control.is_settled());
+}
+
+#[test]
+fn queue_that_is_stopped_in_its_sleep_goes() {
+    let mut reactor = reactor();
+    let control = control(&mut reactor);
+    let refreshed = Arc::new(AtomicUsize::new(0));
+    let (theirs, count) = (Arc::clone(&control), Arc::clone(&refreshed));
+    start_with(&reactor, &control, move || {
+        Ok(Disturbed { control: theirs, done: Cell::new(true), refreshed: count })
+    });
+    until_asleep(&mut reactor);
+    assert_eq!(control.state(), QueueState::Running);
+
+    control.stop();
+    assert!(!control.is_settled());
+    until_asleep(&mut reactor);
+
+    assert_eq!(control.state(), QueueState::Stopped);
+}
+
+#[test]
+fn queue_whose_handler_cannot_be_made_has_failed() {
+    let mut reactor = reactor();
+    let control = control(&mut reactor);
+    let tried = Arc::new(AtomicBool::new(false));
+    let theirs = Arc::clone(&tried);
+    start_with::<Disturbed>(&reactor, &control, move || {
+        theirs.store(true, Ordering::Relaxed);
+        Err(HandlerError("its bdev is gone".to_owned()))
+    });
+    until_asleep(&mut reactor);
+    assert!(tried.load(Ordering::Relaxed));
+    assert_eq!(control.state(), QueueState::Failed);
+    assert!(control.is_settled());
+}
