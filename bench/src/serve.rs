@@ -22,7 +22,7 @@ use vfu::{
     virtio::{
         blk::{Blk, BlkSpec, Events},
         control::DoorbellMode,
-        transport::{MAX_QUEUES, VirtioPci, vectors},
+        transport::{MAX_QUEUES, TransportOptions, VirtioPci, vectors},
     },
 };
 
@@ -79,6 +79,9 @@ pub(crate) struct Args {
     /// How kicks reach the disk
     #[arg(long, value_enum, default_value = "auto")]
     doorbell: Doorbell,
+    /// Offer packed rings
+    #[arg(long)]
+    packed_ring: bool,
     /// Never sleep
     #[arg(long)]
     poll_only: bool,
@@ -131,6 +134,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Doorbell::Mapped => DoorbellMode::Mapped,
         Doorbell::Trapped => DoorbellMode::Trapped,
     };
+    let transport =
+        TransportOptions { doorbell, packed_ring: args.packed_ring, ..TransportOptions::default() };
     let started = endpoint::start(Spec {
         name: NAME.to_owned(),
         listener: Listener::bind(&args.socket, SOCKET_MODE)?,
@@ -138,7 +143,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         group: Group::new(NAME, mask),
         vectors: vectors(args.queues),
         model: Box::new(move |home, bus| {
-            Box::new(VirtioPci::new(Blk::new(blk), doorbell, home.clone(), Arc::clone(bus)))
+            Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
         }),
     });
     // The error holds the message, which is not for other threads.

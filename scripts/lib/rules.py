@@ -17,6 +17,7 @@ UNSAFE = {
     "bdev/tests/no_allocation.rs": "a counting allocator",
     "reactor/tests/no_alloc.rs": "a counting allocator",
     "reactor/src/clock.rs": "the time stamp counter",
+    "reactor/tests/no_alloc.rs": "a counting allocator",
     "vfu/src/dma/mapping.rs": "mmap and munmap of client memory",
     "vfu/src/dma/sigbus.rs": "the handler that outlives a client's truncated memory",
     "vfu/src/dma/slice.rs": "volatile and atomic access to guest memory",

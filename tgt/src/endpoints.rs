@@ -14,8 +14,7 @@ use vfu::{
     endpoint::{self, BindError, EndpointHandle, Listener, SocketOwner, Spec},
     virtio::{
         blk::{Blk, BlkSpec, Events},
-        control::DoorbellMode,
-        transport::{MAX_QUEUES, VirtioPci, vectors},
+        transport::{MAX_QUEUES, TransportOptions, VirtioPci, vectors},
     },
 };
 
@@ -87,8 +86,8 @@ pub(crate) struct BlkOptions {
     pub(crate) num_queues: Option<u16>,
     /// Entries of a queue.
     pub(crate) qsize: Option<u16>,
-    /// How kicks reach it.
-    pub(crate) doorbell: DoorbellMode,
+    /// Doorbells, rings and interrupts.
+    pub(crate) transport: TransportOptions,
 }
 
 /// An endpoint as its owner knows it.
@@ -195,7 +194,7 @@ impl Endpoints {
         options: BlkOptions,
         call: Entry,
     ) -> Result<oneshot::Receiver<()>, EndpointError> {
-        let BlkOptions { name, bdev_name, cpumask, num_queues, qsize, doorbell } = options;
+        let BlkOptions { name, bdev_name, cpumask, num_queues, qsize, transport } = options;
         if name.len() > MAX_NAME_LEN {
             return Err(EndpointError::Name(name, Errno::NAMETOOLONG));
         }
@@ -226,7 +225,7 @@ impl Endpoints {
             group: group.clone(),
             vectors: vectors(num_queues),
             model: Box::new(move |home, bus| {
-                Box::new(VirtioPci::new(Blk::new(blk), doorbell, home.clone(), Arc::clone(bus)))
+                Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
             }),
         })?;
         tracing::info!(endpoint = name, bdev = bdev_name, socket = %path.display(), num_queues, queue_size, "endpoint created");

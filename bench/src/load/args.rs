@@ -112,6 +112,9 @@ pub(crate) struct Args {
     /// Do not use EVENT_IDX
     #[arg(long)]
     no_event_idx: bool,
+    /// Packed rings
+    #[arg(long)]
+    packed_ring: bool,
     /// Entries of each ring at most; as many as the depth needs without
     #[arg(long, value_parser = clap::value_parser!(u16).range(2..=i64::from(MAX_RING)))]
     ring_size: Option<u16>,
@@ -146,6 +149,7 @@ pub(crate) enum ArgsError {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) sockets: Vec<PathBuf>,
+    pub(crate) packed: bool,
     pub(crate) pattern: Pattern,
     /// Of 100 requests so many are reads.
     pub(crate) read_percent: u8,
@@ -235,6 +239,7 @@ impl Args {
         };
         Ok(Plan {
             sockets: self.socket,
+            packed: self.packed_ring,
             pattern: self.rw,
             read_percent: match self.rw {
                 Pattern::Read | Pattern::Randread => 100,

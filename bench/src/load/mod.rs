@@ -27,6 +27,8 @@ use vfu::{
         blk::BlkDriver,
         client::Client,
         memory::{Memory, REGION_ALIGN},
+        packed::PackedDriver,
+        ring::DriverRing,
         split::SplitDriver,
         transport::Kicks,
     },
@@ -49,10 +51,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if let Some(cpu) = plan.cpu {
         affinity::pin(cpu)?;
     }
-    let disks =
-        plan.sockets.iter().enumerate().map(|(nth, socket)| {
-            open(&plan, nth, socket).with_context(|| format!("disk {}", socket.display()))
-        });
+    if plan.packed { run_on::<PackedDriver>(&plan) } else { run_on::<SplitDriver>(&plan) }
+}
+
+fn run_on<R: DriverRing>(plan: &Plan) -> anyhow::Result<()> {
+    let disks = plan.sockets.iter().enumerate().map(|(nth, socket)| {
+        open::<R>(plan, nth, socket).with_context(|| format!("disk {}", socket.display()))
+    });
     let disks = disks.collect::<anyhow::Result<Vec<_>>>()?;
     let ring_size = disks[0].driver.queues.first().map_or(0, |queue| queue.size());
 
@@ -71,7 +76,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
     let verified_blocks = if plan.verify { Some(read_back(&mut engine)?) } else { None };
     let report =
-        Report::new(&plan, outcome, &Context { ticks_per_second, disturbance, ring_size, verified_blocks });
+        Report::new(plan, outcome, &Context { ticks_per_second, disturbance, ring_size, verified_blocks });
     io::stdout().write_all(report.table().as_bytes())?;
     if let Some(path) = &plan.json {
         report.append(path).with_context(|| format!("--json {}", path.display()))?;
@@ -80,7 +85,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read_back(engine: &mut Engine<SplitDriver>) -> anyhow::Result<u64> {
+fn read_back<R: DriverRing>(engine: &mut Engine<R>) -> anyhow::Result<u64> {
     let blocks = engine.disks.iter().map(|disk| disk.target.written()).sum();
     let errors = engine.read_back()?;
     ensure!(errors == 0, "{errors} blocks could not be read back");
@@ -88,11 +93,11 @@ fn read_back(engine: &mut Engine<SplitDriver>) -> anyhow::Result<u64> {
 }
 
 /// Connects to a disk and brings it up.
-fn open(plan: &Plan, nth: usize, socket: &Path) -> anyhow::Result<Disk<SplitDriver>> {
+fn open<R: DriverRing>(plan: &Plan, nth: usize, socket: &Path) -> anyhow::Result<Disk<R>> {
     let ring = u64::from(plan.driver.ring_size);
     let queue = QUEUE_OVERHEAD + ring * (ENTRY_OVERHEAD + u64::from(plan.block_size));
     let memory = Memory::new(REGION_ALIGN + queue * u64::from(plan.driver.queues)).context("guest memory")?;
-    let driver = BlkDriver::<SplitDriver>::new(Client::connect(socket)?, memory, plan.driver)?;
+    let driver = BlkDriver::<R>::new(Client::connect(socket)?, memory, plan.driver)?;
     for queue in &driver.queues {
         let (size, capacity) = (queue.size(), queue.capacity());
         ensure!(
@@ -112,7 +117,7 @@ fn open(plan: &Plan, nth: usize, socket: &Path) -> anyhow::Result<Disk<SplitDriv
 }
 
 /// The part of the disk that the plan means, checked against the disk.
-fn extent(plan: &Plan, driver: &BlkDriver<SplitDriver>) -> anyhow::Result<Extent> {
+fn extent<R: DriverRing>(plan: &Plan, driver: &BlkDriver<R>) -> anyhow::Result<Extent> {
     let (size, config) = (driver.size_bytes(), driver.config());
     let block = u64::from(plan.block_size);
     if driver.features() & feature::RO != 0 && plan.read_percent < 100 {

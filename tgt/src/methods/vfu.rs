@@ -1,13 +1,16 @@
 //! vfu: endpoints for virtual machines.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints, RpcError};
 use rustix::io::Errno;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use vfu::{device::QueueDescription, virtio::control::DoorbellMode};
+use vfu::{
+    device::QueueDescription,
+    virtio::{control::DoorbellMode, moderation::Moderation, transport::TransportOptions},
+};
 
 use crate::{
     config::Entry,
@@ -17,6 +20,31 @@ use crate::{
 
 /// What SPDK answers to bad params here.
 const INVALID: (i32, &str) = (-32602, "Invalid argument");
+
+const DOORBELL: Param = Param::optional(
+    "doorbell",
+    Kind::Enum(&["auto", "mapped", "trapped"]),
+    "auto",
+    "how kicks arrive: auto, mapped or trapped",
+)
+.cli(Cli::Option("--doorbell"));
+const IN_ORDER: Param = Param::optional(
+    "in_order",
+    Kind::Bool,
+    "false",
+    "offer to give buffers back in order (VIRTIO_F_IN_ORDER)",
+)
+.cli(Cli::Flag("--in-order"));
+const COALESCE_COUNT: Param = Param::optional(
+    "coalesce_count",
+    Kind::U16,
+    "off",
+    "hold interrupts back until so many requests are done",
+)
+.cli(Cli::Option("--coalesce-count"));
+const COALESCE_US: Param =
+    Param::optional("coalesce_us", Kind::U32, "off", "hold interrupts back for so many microseconds at most")
+        .cli(Cli::Option("--coalesce-us"));
 
 pub(super) const METHODS: &[Method<Target>] = &[
     Method::sync("vfu_tgt_set_base_path", "vfu", set_base_path)
@@ -35,13 +63,10 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 .cli(Cli::Option("--qsize")),
             Param::optional("packed_ring", Kind::Bool, "false", "enable packed ring")
                 .cli(Cli::Flag("--packed-ring")),
-            Param::optional(
-                "doorbell",
-                Kind::Enum(&["auto", "mapped", "trapped"]),
-                "auto",
-                "how kicks arrive: auto, mapped or trapped",
-            )
-            .cli(Cli::Option("--doorbell")),
+            DOORBELL,
+            IN_ORDER,
+            COALESCE_COUNT,
+            COALESCE_US,
         ])
         .bad_params(INVALID.0, INVALID.1)
         .help("Create virtio-blk endpoint")
@@ -84,12 +109,56 @@ fn set_base_path(target: &Arc<Target>, params: Params) -> Outcome {
     Ok(true.into())
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Doorbell {
+    #[default]
     Auto,
     Mapped,
     Trapped,
+}
+
+/// The params that endpoints of all types take.
+#[derive(Deserialize)]
+struct Common {
+    name: String,
+    cpumask: Option<String>,
+    qsize: Option<u16>,
+    packed_ring: Option<bool>,
+    #[serde(default)]
+    doorbell: Doorbell,
+    in_order: Option<bool>,
+    coalesce_count: Option<u16>,
+    coalesce_us: Option<u32>,
+}
+
+/// How long an interrupt is held back when only a count is given.
+const COALESCE_US_DEFAULT: u32 = 100;
+/// A guest's drivers give a request up after seconds; nothing sensible is near that.
+const COALESCE_MAX: Duration = Duration::from_millis(10);
+
+/// How interrupts are held back, if either limit is given.
+fn moderation(count: Option<u16>, us: Option<u32>) -> Option<Moderation> {
+    let (count, us) = (count.filter(|&count| count > 1), us.filter(|&us| us > 0));
+    (count.is_some() || us.is_some()).then(|| Moderation {
+        completions: count.map_or(u32::MAX, u32::from),
+        time: Duration::from_micros(us.map_or(u64::from(COALESCE_US_DEFAULT), u64::from)).min(COALESCE_MAX),
+    })
+}
+
+impl Common {
+    fn transport(&self) -> TransportOptions {
+        TransportOptions {
+            doorbell: match self.doorbell {
+                Doorbell::Auto => DoorbellMode::Auto,
+                Doorbell::Mapped => DoorbellMode::Mapped,
+                Doorbell::Trapped => DoorbellMode::Trapped,
+            },
+            packed_ring: self.packed_ring.unwrap_or(false),
+            in_order: self.in_order.unwrap_or(false),
+            moderation: moderation(self.coalesce_count, self.coalesce_us),
+        }
+    }
 }
 
 fn create_blk(target: Arc<Target>, params: Params) -> Pending {
@@ -104,26 +173,16 @@ fn create_blk(target: Arc<Target>, params: Params) -> Pending {
 fn start_blk(target: &Target, params: Params) -> Result<oneshot::Receiver<()>, RpcError> {
     #[derive(Deserialize)]
     struct Create {
-        name: String,
         bdev_name: String,
-        cpumask: Option<String>,
         num_queues: Option<u16>,
-        qsize: Option<u16>,
-        packed_ring: Option<bool>,
-        doorbell: Option<Doorbell>,
+        #[serde(flatten)]
+        common: Common,
     }
     let call = Entry::new(params.method(), params.members().clone().into());
-    let Create { name, bdev_name, cpumask, num_queues, qsize, packed_ring, doorbell } = params.parse()?;
-    if packed_ring == Some(true) {
-        tracing::warn!(endpoint = name, "packed rings are not served yet");
-        return Err(RpcError::params_errno(Errno::OPNOTSUPP.raw_os_error()));
-    }
-    let doorbell = match doorbell {
-        None | Some(Doorbell::Auto) => DoorbellMode::Auto,
-        Some(Doorbell::Mapped) => DoorbellMode::Mapped,
-        Some(Doorbell::Trapped) => DoorbellMode::Trapped,
-    };
-    let options = BlkOptions { name, bdev_name, cpumask, num_queues, qsize, doorbell };
+    let Create { bdev_name, num_queues, common } = params.parse()?;
+    let transport = common.transport();
+    let Common { name, cpumask, qsize, .. } = common;
+    let options = BlkOptions { name, bdev_name, cpumask, num_queues, qsize, transport };
     target.endpoints.create_blk(&target.registry, options, call).map_err(|error| failed(&error))
 }
 

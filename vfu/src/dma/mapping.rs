@@ -9,10 +9,13 @@ use std::{
 
 use rustix::{
     io::Errno,
-    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+    mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap},
 };
 
-use super::sigbus::{Registration, Torn};
+use super::{
+    Slice,
+    sigbus::{Registration, Torn},
+};
 
 /// What a device may do with a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +68,49 @@ impl Mapping {
         // A core dump of the target shall not hold the memory of its guests. Advice only: a kernel that cannot, may not.
         // SAFETY: the range is the mapping just made.
         let _ = unsafe { madvise(mapping.base.as_ptr().cast(), len.get(), Advice::LinuxDontDump) };
+        Ok(mapping)
+    }
+
+    /// A second mapping of pieces of others, one behind the other, for what has to be in one piece here though it is
+    /// in several windows (a ring behind a vIOMMU). Begins at the start of the first piece's page.
+    ///
+    /// # Errors
+    /// `EINVAL` where two pieces do not meet at the end and the start of a page; else what the kernel says.
+    pub(super) fn stitched(pieces: &[Slice<'_>]) -> Result<Self, Errno> {
+        let page = rustix::param::page_size();
+        let (start, end) = (
+            |piece: &Slice<'_>| piece.as_ptr().addr(),
+            |piece: &Slice<'_>| piece.as_ptr().addr() + piece.len(),
+        );
+        if !pieces
+            .windows(2)
+            .all(|two| end(&two[0]).is_multiple_of(page) && start(&two[1]).is_multiple_of(page))
+        {
+            return Err(Errno::INVAL);
+        }
+        let extent = |piece: &Slice<'_>| end(piece).next_multiple_of(page) - (start(piece) & !(page - 1));
+        let len = NonZeroUsize::new(pieces.iter().map(extent).sum()).ok_or(Errno::INVAL)?;
+        // SAFETY: no address is asked for, so no existing mapping is touched.
+        let base =
+            unsafe { mmap_anonymous(ptr::null_mut(), len.get(), ProtFlags::empty(), MapFlags::PRIVATE)? };
+        let base = NonNull::<u8>::new(base.cast()).ok_or(Errno::NOMEM)?;
+        let registration = Registration::new(base.addr().get(), len.get());
+        // From here on, dropping it unmaps whatever was put there.
+        let mapping = Self { base, len, registration };
+        if mapping.registration.is_none() {
+            return Err(Errno::NOSPC);
+        }
+        let mut at = 0;
+        for piece in pieces {
+            let from = piece.as_ptr().map_addr(|addr| addr & !(page - 1));
+            // SAFETY: the target is inside the reservation just made, which nobody else knows. An old length of zero
+            // leaves the source, a shared mapping that `piece` keeps alive, as it is and maps its pages once more.
+            unsafe {
+                let to = mapping.base.add(at).as_ptr();
+                mremap_fixed(from.cast(), 0, extent(piece), MremapFlags::MAYMOVE, to.cast())?;
+            }
+            at += extent(piece);
+        }
         Ok(mapping)
     }
 

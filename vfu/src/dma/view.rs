@@ -5,7 +5,7 @@ use std::{cell::Cell, sync::Arc};
 
 use bdev::IoVec;
 
-use super::{Slice, Span, Window, Windows, sigbus};
+use super::{Mapping, Slice, Span, Window, Windows, sigbus};
 
 /// An address the device may not use like this: outside every window, behind a window without memory, or against the
 /// window's protection.
@@ -205,18 +205,32 @@ impl View {
         Ok((piece.len() == len).then_some(piece))
     }
 
-    /// The range as one piece that keeps its window mapped: for rings.
+    /// The range as one piece that keeps itself mapped: for rings. Where it spans windows, they are mapped once more,
+    /// side by side.
     ///
     /// # Errors
-    /// [`Fault`] where the range is not inside one window with memory, or not `writable` though asked for.
+    /// [`Fault`] where a part of the range has no memory behind it, or is not `writable` though asked for, or where
+    /// windows do not meet at a page.
     pub fn span(&self, address: u64, len: usize, writable: bool) -> Result<Span, Fault> {
         let access = if writable { Access::Write } else { Access::Read };
         if self.piece(address, len, access)?.len() < len {
-            return Err(Fault(address));
+            return self.stitched(address, len, access);
         }
         let window = self.find(address)?;
         let mapping = window.mapping.as_ref().ok_or(Fault(address))?;
         Ok(Span::new(Arc::clone(mapping), (address - window.start) as usize, len))
+    }
+
+    #[cold]
+    fn stitched(&self, address: u64, len: usize, access: Access) -> Result<Span, Fault> {
+        let mut pieces = Vec::new();
+        self.walk(address, len, access, |_, piece| {
+            pieces.push(piece);
+            Ok(())
+        })?;
+        let offset = pieces.first().map_or(0, |first| first.as_ptr().addr() % rustix::param::page_size());
+        let mapping = Mapping::stitched(&pieces).map_err(|_errno| Fault(address))?;
+        Ok(Span::new(Arc::new(mapping), offset, len))
     }
 }
 
@@ -300,5 +314,29 @@ mod tests {
         span.slice().write(8, 0x1234_u16);
         windows.clear();
         assert_eq!(span.slice().read::<u16>(8), 0x1234);
+    }
+
+    #[test]
+    fn span_over_two_windows_is_the_same_memory_as_both() {
+        let windows = windows();
+        let view = View::new(&windows);
+        let span = view.span(0x1ff0, 0x20, true).unwrap();
+        span.slice().write(0, 0x1111_u16);
+        view.write(0x2004, &[9; 2]).unwrap();
+
+        assert_eq!(span.slice().read::<u16>(0x14), 0x0909);
+        let mut bytes = [0; 2];
+        view.read(0x1ff0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0x11; 2]);
+        windows.clear();
+        drop(view);
+        assert_eq!(span.slice().read::<u16>(0), 0x1111, "it keeps itself mapped");
+    }
+
+    #[test]
+    fn span_over_a_hole_or_a_read_only_window_faults() {
+        let view = View::new(&windows());
+        assert!(view.span(0x2ff0, 0x20, false).is_err());
+        assert!(view.span(0x4000, 0x20, true).is_err());
     }
 }

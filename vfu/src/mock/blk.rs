@@ -122,7 +122,12 @@ impl<R: DriverRing> BlkDriver<R> {
         if offered & feature::VERSION_1 == 0 {
             return Err(DriverError::Feature("VERSION_1"));
         }
-        self.features = offered & (self.options.features | DEVICE_FEATURES) | feature::VERSION_1;
+        let format = if R::PACKED { feature::RING_PACKED } else { 0 };
+        let wanted = self.options.features & !feature::RING_PACKED | DEVICE_FEATURES | format;
+        if offered & format != format {
+            return Err(DriverError::Feature("RING_PACKED"));
+        }
+        self.features = offered & wanted | feature::VERSION_1;
         transport.set_driver_features(self.features)?;
         transport.add_status(status::FEATURES_OK)?;
         if transport.status()? & status::FEATURES_OK == 0 {
@@ -215,10 +220,15 @@ impl<R: DriverRing> BlkDriver<R> {
     /// # Errors
     /// See [`ClientError`].
     pub fn publish(&mut self, queue: usize) -> Result<(), ClientError> {
-        if self.queues[queue].publish() {
-            self.transport.kick(u16::try_from(queue).expect("a queue's number"))?;
+        if !self.queues[queue].publish() {
+            return Ok(());
         }
-        Ok(())
+        let number = u16::try_from(queue).expect("a queue's number");
+        if self.features & feature::NOTIFICATION_DATA != 0 {
+            self.transport.kick_with_data(number, self.queues[queue].ring().position())
+        } else {
+            self.transport.kick(number)
+        }
     }
 }
 

@@ -100,10 +100,10 @@ impl Memory {
         Ok(start)
     }
 
-    /// A range in one region, for repeated access.
+    /// A range for repeated access.
     ///
     /// # Errors
-    /// [`Fault`] where the range is not in one region.
+    /// [`Fault`] where the range leaves the RAM.
     pub fn span(&self, address: u64, len: usize) -> Result<Span, Fault> {
         self.view.span(address, len, true)
     }
@@ -163,7 +163,6 @@ mod tests {
         memory.read(0x10ffe, &mut back).unwrap();
 
         assert_eq!(back, [1, 2, 3, 4]);
-        assert!(memory.span(0x10ffe, 4).is_err(), "no one region holds it");
         assert_eq!(memory.regions().iter().map(|region| region.offset).collect::<Vec<_>>(), [0x1000, 0]);
     }
 

@@ -5,12 +5,13 @@
 //! offsets are written down here a second time, from the specification, so that an error in the device's is seen.
 //!
 //! From the bottom up: [`memory`] is RAM, [`client`] the VMM's messages, [`pci`] finds the structures, [`transport`]
-//! drives the registers, [`ring`] says what a ring does for a driver, [`split`] is one, [`blk`] is a disk on top.
+//! drives the registers, [`ring`] says what a ring does for a driver, [`split`] and [`packed`] are two, [`blk`] is a disk on top.
 //! [`server`] is the other side, in this process.
 
 pub mod blk;
 pub mod client;
 pub mod memory;
+pub mod packed;
 pub mod pci;
 pub mod ring;
 pub mod server;

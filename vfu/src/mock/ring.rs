@@ -1,6 +1,6 @@
 //! What a ring does for its driver, whatever its format: chains in, kicks decided, used buffers out.
 //!
-//! [`super::blk`] is the caller; [`super::split`] implements it. Nothing here allocates once a ring is made.
+//! [`super::blk`] is the caller; [`super::split`] and [`super::packed`] implement it. Nothing here allocates once a ring is made.
 
 use super::{
     memory::Memory,
@@ -58,7 +58,7 @@ pub enum RingFault {
 /// What a ring is made with.
 #[derive(Clone, Copy, Debug)]
 pub struct RingSetup {
-    /// Entries; a power of two.
+    /// Entries; a power of two for a split ring.
     pub size: u16,
     /// Agreed features.
     pub features: u64,
@@ -71,6 +71,9 @@ pub struct RingSetup {
 /// A chain is added by [`Self::add`] and seen by the device after [`Self::publish`]; [`Self::pop`] takes it back. Slots
 /// name chains in flight; they are below [`Self::size`], so they index the driver's own tables.
 pub trait DriverRing: Sized {
+    /// It needs RING_PACKED; else it must not be agreed.
+    const PACKED: bool;
+
     /// Lays a ring out in guest memory.
     ///
     /// # Errors
@@ -106,6 +109,9 @@ pub trait DriverRing: Sized {
 
     /// Asks for no interrupts.
     fn disable_interrupts(&mut self);
+
+    /// What a notification that carries data says of the ring: where the next chain goes (virtio 1.2, 2.9).
+    fn position(&self) -> u16;
 
     /// Chains added and not yet popped.
     fn in_flight(&self) -> u16;

@@ -18,7 +18,7 @@ use crate::{
     virtio::{
         blk::{Blk, BlkSpec, Events},
         control::DoorbellMode,
-        transport::{VirtioPci, vectors},
+        transport::{TransportOptions, VirtioPci, vectors},
     },
 };
 
@@ -38,13 +38,21 @@ pub struct DiskOptions<'a> {
     pub queue_size: u16,
     /// How kicks reach it.
     pub doorbell: DoorbellMode,
+    /// Rings and interrupts; the doorbell in it does not count.
+    pub transport: TransportOptions,
 }
 
 impl<'a> DiskOptions<'a> {
     /// A disk over this bdev, with usual queues.
     #[must_use]
     pub fn new(bdev: &'a str) -> Self {
-        Self { bdev, num_queues: 4, queue_size: 128, doorbell: DoorbellMode::Auto }
+        Self {
+            bdev,
+            num_queues: 4,
+            queue_size: 128,
+            doorbell: DoorbellMode::Auto,
+            transport: TransportOptions::default(),
+        }
     }
 }
 
@@ -94,7 +102,8 @@ impl Server {
 
     /// Serves a disk on `socket`.
     pub fn serve(&mut self, socket: &Path, options: &DiskOptions<'_>) -> EndpointHandle {
-        let &DiskOptions { bdev, num_queues, queue_size, doorbell } = options;
+        let &DiskOptions { bdev, num_queues, queue_size, doorbell, transport } = options;
+        let transport = TransportOptions { doorbell, ..transport };
         let events = Arc::new(Events::default());
         let read_only = self.registry.get(bdev).expect("the bdev was registered").info().read_only;
         let access = if read_only { Access::Read } else { Access::ReadWrite };
@@ -110,7 +119,7 @@ impl Server {
             reactors: self.reactors.clone(),
             vectors: vectors(num_queues),
             model: Box::new(move |home, bus| {
-                Box::new(VirtioPci::new(Blk::new(blk), doorbell, home.clone(), Arc::clone(bus)))
+                Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
             }),
         });
         let endpoint = endpoint.expect("a running reactor");

@@ -202,6 +202,8 @@ impl SplitDriver {
 }
 
 impl DriverRing for SplitDriver {
+    const PACKED: bool = false;
+
     fn new(memory: &mut Memory, setup: &RingSetup) -> Result<Self, DriverError> {
         let &RingSetup { size, features, indirect } = setup;
         assert!(size.is_power_of_two());
@@ -340,6 +342,10 @@ impl DriverRing for SplitDriver {
         } else {
             avail.store_u16(FLAGS, AVAIL_NO_INTERRUPT, Ordering::Relaxed);
         }
+    }
+
+    fn position(&self) -> u16 {
+        self.published
     }
 
     fn in_flight(&self) -> u16 {

@@ -377,6 +377,16 @@ impl Transport {
         }
     }
 
+    /// Kicks a queue with NOTIFICATION_DATA, by a message (virtio 1.2, 4.1.5.2).
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn kick_with_data(&mut self, queue: u16, position: u16) -> Result<(), ClientError> {
+        let Some(&at) = self.notify_at.get(usize::from(queue)) else { return Ok(()) };
+        let data = u32::from(queue) | u32::from(position) << 16;
+        self.client.region_post(self.function.notify.bar, at, &data.to_le_bytes())
+    }
+
     /// Gives MSI-X vectors their eventfds and switches MSI-X on.
     ///
     /// # Errors

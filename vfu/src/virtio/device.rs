@@ -60,8 +60,8 @@ pub trait VirtioDevice: 'static {
 pub enum DeviceEvent {
     /// The configuration reads differently now; the driver is told.
     ConfigChanged,
-    /// What the handlers use is going away: each is to be told by [`Handler::refresh`].
-    BackendGone,
+    /// What the handlers use is going away, or something was added: each is to be told by [`Handler::refresh`].
+    BackendChanged,
 }
 
 /// What a handler did with a chain.
@@ -99,6 +99,12 @@ pub trait Handler: 'static {
 
     /// Whether the chain with this id was accepted and not yet given back.
     fn is_in_flight(&self, id: u16) -> bool;
+
+    /// Whether it takes chains now. While it does not, the ring is not looked at; a change that wakes the queue
+    /// ([`DeviceEvent::BackendChanged`]) makes it ask again.
+    fn is_accepting(&self) -> bool {
+        true
+    }
 
     /// A descriptor that is readable while completions wait; none if they must be polled for.
     fn event_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>>;

@@ -8,14 +8,15 @@ use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, T
 use super::{
     control::{FALLBACK_PERIOD, QueueControl, QueueState},
     device::{Handler, MakeHandler, Verdict},
-    queue::{ActivateError, Chain, Position, QueueConfig, Ring, RingError},
+    moderation::{Moderation, Moderator},
+    queue::{ActivateError, Chain, Position, QueueConfig, Ring, RingError, RingLayout},
     remote::{Ended, RemoteQueue},
     spec::feature,
 };
 use crate::{device::Bus, dma::View, irq::Signal};
 
 /// Chains taken in one pass, so that one queue does not keep the reactor from the others.
-const CHAINS_PER_PASS: u16 = 256;
+const CHAINS_PER_PASS: u32 = 256;
 
 /// All that is needed to start a queue on another reactor.
 pub(super) struct Start<H: Handler> {
@@ -23,8 +24,10 @@ pub(super) struct Start<H: Handler> {
     pub(super) group: reactor::Group,
     pub(super) bus: Arc<Bus>,
     pub(super) control: Arc<QueueControl>,
-    pub(super) config: QueueConfig,
-    pub(super) position: Position,
+    pub(super) layout: RingLayout,
+    /// Where the ring starts, if not at [`Ring::START`].
+    pub(super) position: Option<Position>,
+    pub(super) moderation: Option<Moderation>,
     pub(super) handler: MakeHandler<H>,
 }
 
@@ -34,7 +37,8 @@ pub(super) fn start<R: Ring + 'static, H: Handler>(
     start: Start<H>,
 ) -> Result<(), SendError> {
     reactor.send(Box::new(move |reactor| {
-        let Start { name, group, bus, control, config, position, handler } = start;
+        let Start { name, group, bus, control, layout, position, moderation, handler } = start;
+        let position = position.unwrap_or(R::START);
         let handler = match handler() {
             Ok(handler) => handler,
             Err(error) => {
@@ -47,18 +51,31 @@ pub(super) fn start<R: Ring + 'static, H: Handler>(
         let spec = PollerSpec::new(name.clone(), &group)
             .on_fault(move |_| faulted.ended(QueueState::Faulted, Position::default()));
         reactor.add(spec, move |cx| {
-            let owner = Owner::<R, H>::new(name, bus, control, config, position, handler, cx);
+            let moderator = moderation.map(|it| Moderator::new(it, cx.clock().ticks(it.time)));
+            let parts = Parts { name, bus, control, layout, position, moderator, handler };
+            let owner = Owner::<R, H>::new(parts, cx);
             owner.control.started(cx.waker());
             Box::new(owner)
         });
     }))
 }
 
+/// What an owner is made of.
+struct Parts<H> {
+    name: String,
+    bus: Arc<Bus>,
+    control: Arc<QueueControl>,
+    layout: RingLayout,
+    position: Position,
+    moderator: Option<Moderator>,
+    handler: H,
+}
+
 struct Owner<R, H> {
     name: String,
     bus: Arc<Bus>,
     control: Arc<QueueControl>,
-    config: QueueConfig,
+    layout: RingLayout,
     /// Where the ring stands while there is none.
     position: Position,
     /// None while it cannot be reached: bus mastering is off, or its memory is unmapped (SeaBIOS does that to live
@@ -74,6 +91,7 @@ struct Owner<R, H> {
     handler: H,
     view: View,
     signal: Signal,
+    moderator: Option<Moderator>,
     chain: Chain,
     /// The driver broke the ring.
     is_broken: bool,
@@ -85,16 +103,8 @@ struct Owner<R, H> {
 }
 
 impl<R: Ring, H: Handler> Owner<R, H> {
-    #[expect(clippy::too_many_arguments, reason = "the parts of `Start`, once, and where it runs")]
-    fn new(
-        name: String,
-        bus: Arc<Bus>,
-        control: Arc<QueueControl>,
-        config: QueueConfig,
-        position: Position,
-        handler: H,
-        cx: &PollerCx,
-    ) -> Self {
+    fn new(parts: Parts<H>, cx: &PollerCx) -> Self {
+        let Parts { name, bus, control, layout, position, moderator, handler } = parts;
         let completions = handler.event_fd().and_then(|fd| {
             let watch = cx.watch(fd, Interest::Read);
             watch
@@ -108,7 +118,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             name,
             bus,
             control,
-            config,
+            layout,
             position,
             ring: None,
             remote: None,
@@ -118,6 +128,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             handler,
             view,
             signal,
+            moderator,
             chain: Chain::new(),
             is_broken: false,
             epoch: 0,
@@ -126,39 +137,52 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         }
     }
 
-    /// Gives back what has finished, and raises the interrupt if the driver wants one. True if something had.
+    /// Gives back what has finished, and raises the interrupt if the driver wants one. `given_back` have been before.
+    /// True if something was given back.
     #[inline]
-    fn complete(&mut self, mut given_back: bool) -> bool {
+    fn complete(&mut self, mut given_back: u32, now: Tick) -> bool {
         let Some(ring) = &mut self.ring else {
             if let Some(remote) = &self.remote {
                 self.handler.reap(remote.bounce(), &mut |_, len| {
                     remote.finish(len);
-                    given_back = true;
+                    given_back += 1;
                 });
-                return given_back;
+                return given_back > 0;
             }
             // Finished behind a ring that is gone: nobody can be told.
-            self.handler.reap(&self.view, &mut |_, _| given_back = true);
-            return given_back;
+            self.handler.reap(&self.view, &mut |_, _| given_back += 1);
+            return given_back > 0;
         };
         self.handler.reap(&self.view, &mut |id, len| {
             ring.push_used(id, len);
-            given_back = true;
+            given_back += 1;
         });
-        if given_back && ring.publish() {
-            self.control.counters().interrupts.fetch_add(1, Ordering::Relaxed);
-            self.signal.raise();
+        if given_back == 0 {
+            return false;
         }
-        given_back
+        let wanted = ring.publish();
+        let raise = match &mut self.moderator {
+            None => wanted,
+            Some(moderator) => moderator.published(given_back, wanted, now),
+        };
+        if raise {
+            self.raise();
+        }
+        true
     }
 
-    /// Takes up to `pending` chains. The number taken, and whether some are done already.
     #[inline]
-    fn take(&mut self, pending: u16) -> Result<(u16, bool), RingError> {
-        let Some(ring) = &mut self.ring else { return Ok((0, false)) };
-        let mut done = false;
-        let mut taken = 0;
-        while taken < pending.min(CHAINS_PER_PASS) {
+    fn raise(&self) {
+        self.control.counters().interrupts.fetch_add(1, Ordering::Relaxed);
+        self.signal.raise();
+    }
+
+    /// Takes chains off `pending` entries. How many, and how many of them are done already.
+    #[inline]
+    fn take(&mut self, mut pending: u16) -> Result<(u32, u32), RingError> {
+        let Some(ring) = &mut self.ring else { return Ok((0, 0)) };
+        let (mut taken, mut done) = (0, 0);
+        while pending > 0 && taken < CHAINS_PER_PASS {
             ring.pop(&self.view, &mut self.chain)?;
             let id = self.chain.id();
             if self.handler.is_in_flight(id) {
@@ -166,14 +190,15 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             }
             match self.handler.submit(&self.chain, &self.view) {
                 Verdict::Done(len) => {
+                    ring.advance(&self.chain);
                     ring.push_used(id, len);
-                    done = true;
+                    done += 1;
                 }
-                Verdict::InFlight => {}
+                Verdict::InFlight => ring.advance(&self.chain),
                 Verdict::Full => break,
                 Verdict::Broken => return Err(RingError::Order),
             }
-            ring.advance(&self.chain);
+            pending = pending.saturating_sub(self.chain.entries());
             taken += 1;
         }
         Ok((taken, done))
@@ -182,8 +207,11 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     /// Follows a change. Nothing new is taken until what is in flight has finished, so that whoever waits for the
     /// acknowledgement knows that nothing uses what was there before.
     #[cold]
-    fn follow(&mut self, epoch: u64) -> Work {
-        let finished = self.complete(false);
+    fn follow(&mut self, epoch: u64, now: Tick) -> Work {
+        let finished = self.complete(0, now);
+        if self.moderator.as_mut().is_some_and(Moderator::flush) {
+            self.raise();
+        }
         if self.handler.in_flight() > 0 {
             if self.ring.is_some()
                 && !self.is_broken
@@ -219,7 +247,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         self.view.refresh(&self.bus.windows);
         self.signal = self.bus.irqs.signal(self.control.vector());
         if self.bus.bus_master() {
-            match R::activate(&self.config, self.position, &self.view) {
+            match R::activate(&self.layout, self.position, &self.view) {
                 Ok(mut ring) => {
                     ring.disable_kicks();
                     self.ring = Some(ring);
@@ -254,10 +282,9 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     }
 
     fn is_remote(&self) -> bool {
-        let QueueConfig { size, desc, driver, device, .. } = self.config;
+        let QueueConfig { size, desc, driver, device, features } = self.layout.config();
         let entries = u64::from(size);
-        self.config.features & feature::RING_PACKED == 0
-            && size.is_power_of_two()
+        features & feature::RING_PACKED == 0
             && self.view.is_remote(desc, 16 * entries)
             && self.view.is_remote(driver, 6 + 2 * entries)
             && self.view.is_remote(device, 6 + 8 * entries)
@@ -265,7 +292,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
 
     #[cold]
     fn start_remote(&mut self) {
-        let made = RemoteQueue::new(&self.name, &self.bus, self.config, self.position, self.waker.clone());
+        let made =
+            RemoteQueue::new(&self.name, &self.bus, self.layout.config(), self.position, self.waker.clone());
         match made {
             Ok(remote) => self.remote = Some(remote),
             Err(error) => {
@@ -334,17 +362,18 @@ impl<R: Ring, H: Handler> Owner<R, H> {
 impl<R: Ring, H: Handler> Poller for Owner<R, H> {
     fn poll(&mut self, now: Tick) -> Work {
         self.handler.set_now(now.raw());
+        let accepting = self.handler.is_accepting();
         let pending = match &mut self.ring {
-            Some(ring) => match ring.pending() {
+            Some(ring) if accepting => match ring.pending() {
                 Ok(pending) => pending,
                 Err(error) => return self.broken(error),
             },
-            None => 0,
+            _ => 0,
         };
         // After the ring was looked at: see `QueueControl::epoch`.
         let epoch = self.control.epoch();
         if epoch != self.epoch || self.is_broken {
-            return self.follow(epoch);
+            return self.follow(epoch, now);
         }
         if let Some(remote) = &self.remote {
             let kicks = self.control.counters().kicks.load(Ordering::Relaxed);
@@ -353,7 +382,7 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
             }
             return self.serve_remote();
         }
-        let mut done = false;
+        let mut done = 0;
         if pending > 0 {
             let taken;
             (taken, done) = match self.take(pending) {
@@ -366,10 +395,13 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
                 self.handler.kick();
             }
         }
+        if self.moderator.as_mut().is_some_and(|moderator| moderator.is_due(now)) {
+            self.raise();
+        }
         if pending == 0 && self.handler.in_flight() == 0 {
             return Work::Idle;
         }
-        if self.complete(done) || pending > 0 { Work::Busy } else { Work::Idle }
+        if self.complete(done, now) || pending > 0 { Work::Busy } else { Work::Idle }
     }
 
     fn park(&mut self, now: Tick) -> Park {
@@ -388,13 +420,18 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
         } else if self.ring.is_none() {
             return Park::Wait;
         }
-        if let Some(ring) = &mut self.ring
-            && ring.enable_kicks()
-        {
-            ring.disable_kicks();
-            return Park::Ready;
+        let mut until = self.moderator.as_ref().and_then(Moderator::deadline);
+        if let Some(ring) = self.ring.as_mut().filter(|_| self.handler.is_accepting()) {
+            if ring.enable_kicks() {
+                ring.disable_kicks();
+                return Park::Ready;
+            }
         }
-        if self.control.needs_fallback() { Park::Until(now.after(self.fallback)) } else { Park::Wait }
+        if self.handler.is_accepting() && self.control.needs_fallback() {
+            let look = now.after(self.fallback);
+            until = Some(until.map_or(look, |until| until.min(look)));
+        }
+        until.map_or(Park::Wait, Park::Until)
     }
 
     fn unpark(&mut self) {

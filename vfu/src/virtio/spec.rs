@@ -75,6 +75,10 @@ pub mod desc {
     pub const WRITE: u16 = 2;
     /// The buffer is a table of descriptors.
     pub const INDIRECT: u16 = 4;
+    /// Packed rings: the driver's mark (virtio 1.2, 2.8.1).
+    pub const AVAIL: u16 = 1 << 7;
+    /// Packed rings: the device's mark.
+    pub const USED: u16 = 1 << 15;
 }
 
 /// A split-ring descriptor (virtio 1.2, 2.7.5).
@@ -91,6 +95,44 @@ pub struct Desc {
     pub next: u16,
 }
 const _: () = assert!(size_of::<Desc>() == 16);
+
+/// A packed-ring descriptor (virtio 1.2, 2.8.13).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PackedDesc {
+    /// Guest address.
+    pub addr: u64,
+    /// Bytes; in a used descriptor, those written.
+    pub len: u32,
+    /// The chain's name.
+    pub id: u16,
+    /// See [`desc`].
+    pub flags: u16,
+}
+const _: () = assert!(size_of::<PackedDesc>() == 16);
+
+/// When one side of a packed ring wants to be told (virtio 1.2, 2.8.14).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct EventSuppression {
+    /// With [`event_flags::DESC`]: descriptor, and the wrap counter in the top bit.
+    pub position: u16,
+    /// See [`event_flags`].
+    pub flags: u16,
+}
+const _: () = assert!(size_of::<EventSuppression>() == 4);
+
+/// Flags of [`EventSuppression`].
+pub mod event_flags {
+    /// Always.
+    pub const ENABLE: u16 = 0;
+    /// Never.
+    pub const DISABLE: u16 = 1;
+    /// When a descriptor is passed; needs EVENT_IDX.
+    pub const DESC: u16 = 2;
+    /// The bits that count.
+    pub const MASK: u16 = 3;
+}
 
 /// An element of the used ring (virtio 1.2, 2.7.8).
 #[repr(C)]

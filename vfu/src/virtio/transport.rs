@@ -15,8 +15,9 @@ use registers::{COMMON_LEN, Field, Registers};
 use super::{
     control::{Doorbell, DoorbellMode, QueueControl, QueueState},
     device::{DeviceEvent, VirtioDevice},
+    moderation::Moderation,
     owner,
-    queue::{Position, QueueConfig, SplitRing},
+    queue::{Format, PackedRing, Position, QueueConfig, SplitRing},
     spec::{self, cap, feature, status},
 };
 use crate::{
@@ -60,8 +61,8 @@ struct Queue {
     enabled: bool,
     /// A single-queue reset is under way.
     resetting: bool,
-    /// Where the ring starts; zero but after a restore.
-    position: Position,
+    /// Where the ring starts, if not at its beginning.
+    position: Option<Position>,
     control: Option<Arc<QueueControl>>,
     /// Where it runs, or is to run next.
     reactor: Option<Handle>,
@@ -83,9 +84,29 @@ impl Queue {
     }
 }
 
+/// What an endpoint asks of its transport, beyond what the device type says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransportOptions {
+    /// How kicks arrive.
+    pub doorbell: DoorbellMode,
+    /// Packed rings are offered.
+    pub packed_ring: bool,
+    /// Giving buffers back in order is offered. A driver that takes it waits for the slowest request of a queue.
+    pub in_order: bool,
+    /// How interrupts are held back, if they are.
+    pub moderation: Option<Moderation>,
+}
+
+impl From<DoorbellMode> for TransportOptions {
+    fn from(doorbell: DoorbellMode) -> Self {
+        Self { doorbell, ..Self::default() }
+    }
+}
+
 /// A virtio device as a PCI function's model.
 pub struct VirtioPci<D: VirtioDevice> {
     device: D,
+    options: TransportOptions,
     layout: Layout,
     home: Home,
     bus: Arc<Bus>,
@@ -155,7 +176,9 @@ fn layout<D: VirtioDevice>(device: &D) -> Layout {
 
 impl<D: VirtioDevice> VirtioPci<D> {
     /// A device after power-on.
-    pub fn new(mut device: D, mode: DoorbellMode, home: Home, bus: Arc<Bus>) -> Self {
+    pub fn new(mut device: D, options: impl Into<TransportOptions>, home: Home, bus: Arc<Bus>) -> Self {
+        let options = options.into();
+        let mode = options.doorbell;
         device.attach(home.waker.clone());
         let notify_page = (mode == DoorbellMode::Mapped).then(notify_page).flatten();
         let mut new = Self {
@@ -163,6 +186,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             queues: (0..device.num_queues()).map(|_| Queue::default()).collect(),
             registers: Registers::default(),
             device,
+            options,
             home,
             bus,
             doorbell: Arc::new(Doorbell::new(mode)),
@@ -190,8 +214,14 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 
     fn offered(&self) -> u64 {
-        use feature::{ACCESS_PLATFORM, EVENT_IDX, INDIRECT_DESC, RING_RESET, VERSION_1};
-        self.device.features() | VERSION_1 | INDIRECT_DESC | EVENT_IDX | ACCESS_PLATFORM | RING_RESET
+        use feature::{
+            ACCESS_PLATFORM, EVENT_IDX, IN_ORDER, INDIRECT_DESC, NOTIFICATION_DATA, RING_PACKED, RING_RESET,
+            VERSION_1,
+        };
+        let on = |when: bool, bit: u64| if when { bit } else { 0 };
+        let rings = on(self.options.packed_ring, RING_PACKED) | on(self.options.in_order, IN_ORDER);
+        let transport = VERSION_1 | ACCESS_PLATFORM | NOTIFICATION_DATA | RING_RESET;
+        self.device.features() | transport | INDIRECT_DESC | EVENT_IDX | rings
     }
 
     fn selected(&mut self) -> Option<&mut Queue> {
@@ -346,20 +376,33 @@ impl<D: VirtioDevice> VirtioPci<D> {
         let doorbell = Arc::clone(&self.doorbell);
         let control = Arc::new(QueueControl::new(queue.vector, doorbell, self.home.waker.clone()));
         queue.control = Some(Arc::clone(&control));
+        let layout = match queue.config.check() {
+            Ok(layout) => layout,
+            Err(error) => {
+                tracing::warn!(queue = index, %error, "the driver's queue cannot be; the device needs a reset");
+                control.ended(QueueState::Failed, Position::default());
+                return;
+            }
+        };
         let number = u16::try_from(index).expect("at most MAX_QUEUES");
         let start = owner::Start {
             name: format!("{}_q{index}", self.home.group.name()),
             group: self.home.group.clone(),
             bus: Arc::clone(&self.bus),
             control,
-            config: queue.config,
+            layout,
             position: queue.position,
+            moderation: self.options.moderation,
             handler: self.device.handler(number, features),
         };
         let reactor =
             queue.reactor.get_or_insert_with(|| self.home.reactors[index % self.home.reactors.len()].clone());
         // Without room for the message the queue stays unsent; `progress` tries again.
-        queue.unsent = owner::start::<SplitRing, _>(reactor, start).is_err();
+        let sent = match layout.format() {
+            Format::Split => owner::start::<SplitRing, _>(reactor, start),
+            Format::Packed => owner::start::<PackedRing, _>(reactor, start),
+        };
+        queue.unsent = sent.is_err();
     }
 
     /// Resends what found no room, ends resets of single queues, notices queues that failed.
@@ -379,14 +422,14 @@ impl<D: VirtioDevice> VirtioPci<D> {
             };
             settled &= control.is_settled();
             match control.state() {
-                QueueState::Failed => failed = true,
+                QueueState::Failed if !queue.resetting => failed = true,
                 QueueState::Faulted => self.faulted = true,
-                QueueState::Stopped => {
-                    queue.position = control.position();
+                QueueState::Failed | QueueState::Stopped => {
+                    queue.position = Some(control.position());
                     queue.control = None;
                     if std::mem::take(&mut queue.resetting) {
                         queue.enabled = false;
-                        queue.position = Position::default();
+                        queue.position = None;
                     }
                     if std::mem::take(&mut queue.moving) && queue.enabled && !self.resetting {
                         self.start_queue(index);
@@ -558,7 +601,7 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
     fn progress(&mut self) -> Progress {
         match self.device.take_event() {
             Some(DeviceEvent::ConfigChanged) => self.config_changed(),
-            Some(DeviceEvent::BackendGone) => self.sync(),
+            Some(DeviceEvent::BackendChanged) => self.sync(),
             None => {}
         }
         let settled = self.tend_queues();

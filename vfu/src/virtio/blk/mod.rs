@@ -151,7 +151,7 @@ impl VirtioDevice for Blk {
         if self.descriptor.is_some() && self.events.flags.load(Ordering::Acquire) & REMOVED != 0 {
             tracing::warn!(bdev = self.info.name, "the bdev of a disk is removed; its I/O fails from now on");
             self.descriptor = None;
-            return Some(DeviceEvent::BackendGone);
+            return Some(DeviceEvent::BackendChanged);
         }
         self.events.take(RESIZED).then_some(DeviceEvent::ConfigChanged)
     }

@@ -2,14 +2,20 @@
 //! from there to chains of buffers.
 
 mod chain;
+mod in_order;
+mod packed;
 mod split;
 
 pub use chain::{Chain, Segment};
+pub use packed::PackedRing;
 pub use split::SplitRing;
 
-use crate::dma::{Fault, View};
+use crate::{
+    dma::{Fault, View},
+    virtio::spec::{MAX_QUEUE_SIZE, feature},
+};
 
-/// What a driver set up for one queue.
+/// What a driver set up for one queue, as it wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueConfig {
     /// Entries.
@@ -24,7 +30,76 @@ pub struct QueueConfig {
     pub features: u64,
 }
 
-/// Where a ring stands: all that has to be kept to go on with it elsewhere.
+/// How a ring is laid out in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Three areas with indices (virtio 1.2, 2.7).
+    Split,
+    /// One ring of descriptors that both sides mark (virtio 1.2, 2.8).
+    Packed,
+}
+
+/// A queue's configuration after its one check: size and alignment are as the format wants them. Only
+/// [`QueueConfig::check`] makes it, and a [`Ring`] is made of nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingLayout {
+    config: QueueConfig,
+    format: Format,
+}
+
+impl QueueConfig {
+    /// Judges what the driver wrote. Whether the areas can be reached depends on the windows, which come and go:
+    /// [`Ring::activate`] sees to that.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn check(self) -> Result<RingLayout, LayoutError> {
+        let packed = self.features & feature::RING_PACKED != 0;
+        // A packed ring may have any number of entries, a split one a power of two (virtio 1.2, 2.7 and 2.8.10).
+        if !(1..=MAX_QUEUE_SIZE).contains(&self.size) || !(packed || self.size.is_power_of_two()) {
+            return Err(LayoutError::Size(self.size));
+        }
+        let [driver_align, device_align] = if packed { [4, 4] } else { [2, 4] };
+        for (addr, align) in [(self.desc, 16), (self.driver, driver_align), (self.device, device_align)] {
+            if !addr.is_multiple_of(align) {
+                return Err(LayoutError::Alignment(addr));
+            }
+        }
+        Ok(RingLayout { config: self, format: if packed { Format::Packed } else { Format::Split } })
+    }
+}
+
+impl RingLayout {
+    /// How the ring is laid out.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// What the driver wrote.
+    #[must_use]
+    pub fn config(&self) -> QueueConfig {
+        self.config
+    }
+
+    fn has(&self, bit: u64) -> bool {
+        self.config.features & bit != 0
+    }
+}
+
+/// What a driver set up for a queue and no ring can be: the device asks for a reset (virtio 1.2, 2.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Zero, too large, or not a power of two where it must be.
+    #[error("queue size {0}")]
+    Size(u16),
+    /// An area is not aligned (virtio 1.2, 2.7 and 2.8).
+    #[error("ring area at {0:#x} is not aligned")]
+    Alignment(u64),
+}
+
+/// Where a ring stands: all that has to be kept to go on with it elsewhere. A packed ring keeps its wrap counters in
+/// the top bits, as vhost does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// Next entry to take from the driver.
@@ -33,18 +108,15 @@ pub struct Position {
     pub used: u16,
 }
 
-/// Why a ring cannot start. The device then asks for a reset (virtio 1.2, 2.1.2).
+/// Why a ring cannot start now. It may once more windows are mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ActivateError {
-    /// Zero, too large, or not a power of two where it must be.
-    #[error("queue size {0}")]
-    Size(u16),
-    /// An area is not aligned (virtio 1.2, 2.7).
-    #[error("ring area at {0:#x} is not aligned")]
-    Alignment(u64),
     /// An area is not in guest memory.
     #[error("ring area: {0}")]
     Fault(#[from] Fault),
+    /// A position that this ring does not have.
+    #[error("position {0:#x}")]
+    Position(u16),
 }
 
 /// What a driver may not do to a ring. The device then stops the queue and asks for a reset.
@@ -79,19 +151,23 @@ pub enum RingError {
 /// A ring, as the device's side sees it.
 ///
 /// Order of a pass: [`Self::pending`], for each chain [`Self::pop`] and then [`Self::advance`] once it is accepted,
-/// for each finished one [`Self::push_used`], and [`Self::publish`] at the end.
+/// for each finished one [`Self::push_used`], and [`Self::publish`] at the end. What is given back was advanced over
+/// before.
 pub trait Ring: Sized {
-    /// Checks what the driver set up and resolves its addresses.
+    /// Where a new ring stands.
+    const START: Position;
+
+    /// Resolves the addresses of what was checked.
     ///
     /// # Errors
     /// See [`ActivateError`].
-    fn activate(config: &QueueConfig, position: Position, view: &View) -> Result<Self, ActivateError>;
+    fn activate(layout: &RingLayout, position: Position, view: &View) -> Result<Self, ActivateError>;
 
     /// Where the ring stands.
     fn position(&self) -> Position;
 
-    /// How many chains wait; loads the driver's index with acquire, so that everything the driver wrote before it is
-    /// seen.
+    /// How many entries wait, see [`Chain::entries`]; looks with acquire, so that everything the driver wrote before is
+    /// seen. May stop counting at some hundred.
     ///
     /// # Errors
     /// [`RingError::AvailIndex`].
@@ -118,3 +194,8 @@ pub trait Ring: Sized {
     /// Asks the driver not to kick: the queue is polled.
     fn disable_kicks(&mut self);
 }
+
+#[cfg(test)]
+mod differential;
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::{ActivateError, Chain, Position, QueueConfig, Ring, RingError, Segment};
+use super::{
+    ActivateError, Chain, Position, QueueConfig, Ring, RingError, RingLayout, Segment, in_order::InOrder,
+};
 use crate::{
     dma::{Slice, Span, View},
     virtio::spec::{AVAIL_NO_INTERRUPT, Desc, MAX_QUEUE_SIZE, USED_NO_NOTIFY, UsedElem, desc, feature},
@@ -31,6 +33,8 @@ pub struct SplitRing {
     published_used: u16,
     event_idx: bool,
     indirect: bool,
+    /// With IN_ORDER: what was taken and is not given back.
+    order: Option<InOrder>,
 }
 
 impl SplitRing {
@@ -47,6 +51,25 @@ impl SplitRing {
     #[inline]
     fn slot(&self, index: u16) -> usize {
         usize::from(index & (self.size - 1))
+    }
+
+    /// Writes the next used element.
+    #[inline]
+    fn put(&mut self, id: u16, len: u32) {
+        let at = RING + USED_LEN * self.slot(self.next_used);
+        self.used.slice().write(at, UsedElem { id: u32::from(id), len });
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Writes as many used elements as the order allows.
+    #[cold]
+    fn put_in_order(&mut self, id: u16, len: u32) {
+        let Some(mut order) = self.order.take() else { return };
+        order.finish(id, len);
+        while let Some((id, len)) = order.next() {
+            self.put(id, len);
+        }
+        self.order = Some(order);
     }
 
     /// Walks a chain through a table in one piece.
@@ -118,16 +141,10 @@ impl SplitRing {
 }
 
 impl Ring for SplitRing {
-    fn activate(config: &QueueConfig, position: Position, view: &View) -> Result<Self, ActivateError> {
-        let &QueueConfig { size, desc, driver, device, features } = config;
-        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
-            return Err(ActivateError::Size(size));
-        }
-        for (addr, align) in [(desc, 16), (driver, 2), (device, 4)] {
-            if !addr.is_multiple_of(align) {
-                return Err(ActivateError::Alignment(addr));
-            }
-        }
+    const START: Position = Position { avail: 0, used: 0 };
+
+    fn activate(layout: &RingLayout, position: Position, view: &View) -> Result<Self, ActivateError> {
+        let QueueConfig { size, desc, driver, device, .. } = layout.config;
         let entries = usize::from(size);
         Ok(Self {
             desc: view.span(desc, DESC_LEN * entries, false)?,
@@ -138,8 +155,9 @@ impl Ring for SplitRing {
             seen_avail: position.avail,
             next_used: position.used,
             published_used: position.used,
-            event_idx: features & feature::EVENT_IDX != 0,
-            indirect: features & feature::INDIRECT_DESC != 0,
+            event_idx: layout.has(feature::EVENT_IDX),
+            indirect: layout.has(feature::INDIRECT_DESC),
+            order: layout.has(feature::IN_ORDER).then(|| InOrder::new(size)),
         })
     }
 
@@ -171,20 +189,28 @@ impl Ring for SplitRing {
         } else {
             return Err(RingError::Indirect);
         }
+        if self.order.as_ref().is_some_and(|order| order.holds(head)) {
+            return Err(RingError::Reused(head));
+        }
         chain.finish(head, 1);
         Ok(())
     }
 
     #[inline]
-    fn advance(&mut self, _chain: &Chain) {
+    fn advance(&mut self, chain: &Chain) {
         self.next_avail = self.next_avail.wrapping_add(1);
+        if let Some(order) = &mut self.order {
+            order.take(chain.id());
+        }
     }
 
     #[inline]
     fn push_used(&mut self, id: u16, len: u32) {
-        let at = RING + USED_LEN * self.slot(self.next_used);
-        self.used.slice().write(at, UsedElem { id: u32::from(id), len });
-        self.next_used = self.next_used.wrapping_add(1);
+        if self.order.is_none() {
+            self.put(id, len);
+        } else {
+            self.put_in_order(id, len);
+        }
     }
 
     #[inline]

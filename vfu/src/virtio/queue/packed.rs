@@ -1,0 +1,316 @@
+//! The packed virtqueue, device side (virtio 1.2, 2.8).
+//!
+//! One ring of descriptors. Each side goes round with a counter that flips at the end; a descriptor is available when
+//! its AVAIL bit is the counter and its USED bit is not, and used when both are.
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::{
+    ActivateError, Chain, Position, QueueConfig, Ring, RingError, RingLayout, Segment, in_order::InOrder,
+};
+use crate::{
+    dma::{Slice, Span, View},
+    virtio::spec::{EventSuppression, MAX_QUEUE_SIZE, PackedDesc, desc, event_flags, feature},
+};
+
+const DESC_LEN: usize = size_of::<PackedDesc>();
+/// Offset of the flags in a descriptor.
+const FLAGS: usize = 14;
+/// Offset of length, id and flags together.
+const RESULT: usize = 8;
+const EVENT_LEN: usize = size_of::<EventSuppression>();
+/// Descriptors counted at most in one look; more than one pass takes.
+const LOOK_MAX: u16 = 1024;
+/// The wrap counter in a position and in an event offset (virtio 1.2, 2.8.14).
+const WRAP: u16 = 1 << 15;
+
+/// A place on the ring, and the wrap counter there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    at: u16,
+    wrap: bool,
+}
+
+impl Cursor {
+    fn new(position: u16, size: u16) -> Result<Self, ActivateError> {
+        let at = position & !WRAP;
+        if at < size {
+            Ok(Self { at, wrap: position & WRAP != 0 })
+        } else {
+            Err(ActivateError::Position(position))
+        }
+    }
+
+    fn raw(self) -> u16 {
+        self.at | if self.wrap { WRAP } else { 0 }
+    }
+
+    /// So many entries on, at most a whole round.
+    #[inline]
+    fn after(self, entries: u16, size: u16) -> Self {
+        // Both are at most 32,768, so the sum may need a bit more.
+        let to = u32::from(self.at) + u32::from(entries);
+        match u16::try_from(to.wrapping_sub(u32::from(size))) {
+            Ok(at) => Self { at, wrap: !self.wrap },
+            Err(_) => Self { at: self.at + entries, wrap: self.wrap },
+        }
+    }
+}
+
+/// A packed ring.
+#[derive(Debug)]
+pub struct PackedRing {
+    desc: Span,
+    driver: Span,
+    device: Span,
+    size: u16,
+    /// The next descriptor to take.
+    avail: Cursor,
+    /// Descriptors from there on that are known to be available.
+    ready: u16,
+    /// The next descriptor to give back; ahead of what is published.
+    used: Cursor,
+    /// The first that is not published: the driver looks at no other before this one is marked.
+    first: Option<(usize, u16)>,
+    /// Descriptors that are not published.
+    unpublished: u16,
+    /// Descriptors of the chain with this id.
+    entries: Box<[u16]>,
+    event_idx: bool,
+    indirect: bool,
+    order: Option<InOrder>,
+}
+
+impl PackedRing {
+    #[inline]
+    fn is_available(&self, cursor: Cursor) -> bool {
+        // The driver stores these with release, after the rest of the descriptor; those of a chain's head come last.
+        let flags = self.desc.slice().load_u16(usize::from(cursor.at) * DESC_LEN + FLAGS, Ordering::Acquire);
+        (flags & desc::AVAIL != 0) == cursor.wrap && (flags & desc::USED != 0) != cursor.wrap
+    }
+
+    /// Walks an indirect table: all of it, one after the other (virtio 1.2, 2.8.7).
+    #[inline]
+    fn walk_indirect(view: &View, head: PackedDesc, chain: &mut Chain) -> Result<(), RingError> {
+        let entries = head.len as usize / DESC_LEN;
+        if head.flags & desc::NEXT != 0
+            || !(1..=usize::from(MAX_QUEUE_SIZE)).contains(&entries)
+            || entries * DESC_LEN != head.len as usize
+        {
+            return Err(RingError::Indirect);
+        }
+        let table = view.slice(head.addr, head.len as usize)?;
+        for at in 0..entries {
+            let entry: PackedDesc = match table {
+                Some(table) => table.read(at * DESC_LEN),
+                None => Self::read_scattered(view, head.addr + (at * DESC_LEN) as u64)?,
+            };
+            if entry.flags & desc::INDIRECT != 0 {
+                return Err(RingError::Indirect);
+            }
+            chain.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
+        }
+        Ok(())
+    }
+
+    /// Reads an entry of a table that spans windows.
+    #[cold]
+    fn read_scattered(view: &View, addr: u64) -> Result<PackedDesc, RingError> {
+        let mut bytes = [0; DESC_LEN];
+        view.read(addr, &mut bytes)?;
+        Ok(zerocopy::transmute!(bytes))
+    }
+
+    #[inline]
+    fn put(&mut self, id: u16, len: u32) {
+        let at = usize::from(self.used.at) * DESC_LEN;
+        // The length counts only together with WRITE (virtio 1.2, 2.8.6).
+        let write = if len > 0 { desc::WRITE } else { 0 };
+        let flags = write | if self.used.wrap { desc::AVAIL | desc::USED } else { 0 };
+        let table = self.desc.slice();
+        if self.first.is_none() {
+            table.write(at + RESULT, len);
+            table.write(at + RESULT + 4, id);
+            self.first = Some((at + FLAGS, flags));
+        } else {
+            let result = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+            table.write(at + RESULT, result);
+        }
+        let entries = std::mem::take(&mut self.entries[usize::from(id)]);
+        self.used = self.used.after(entries, self.size);
+        self.unpublished += entries;
+    }
+
+    #[cold]
+    fn put_in_order(&mut self, id: u16, len: u32) {
+        let Some(mut order) = self.order.take() else { return };
+        order.finish(id, len);
+        while let Some((id, len)) = order.next() {
+            self.put(id, len);
+        }
+        self.order = Some(order);
+    }
+
+    /// Whether the driver asked to be told of one of the last `count` descriptors.
+    #[inline]
+    fn passed(&self, event: u16, count: u16) -> bool {
+        let mut at = event & !WRAP;
+        if (event & WRAP != 0) != self.used.wrap {
+            at = at.wrapping_sub(self.size);
+        }
+        let new = self.used.at;
+        new.wrapping_sub(at).wrapping_sub(1) < count
+    }
+
+    /// One store: the driver never sees a part of it.
+    fn tell(slice: Slice<'_>, event: EventSuppression) {
+        let word: u32 = zerocopy::transmute!(event);
+        slice.write(0, word);
+    }
+}
+
+impl Ring for PackedRing {
+    const START: Position = Position { avail: WRAP, used: WRAP };
+
+    fn activate(layout: &RingLayout, position: Position, view: &View) -> Result<Self, ActivateError> {
+        let QueueConfig { size, desc, driver, device, .. } = layout.config;
+        Ok(Self {
+            desc: view.span(desc, DESC_LEN * usize::from(size), true)?,
+            driver: view.span(driver, EVENT_LEN, false)?,
+            device: view.span(device, EVENT_LEN, true)?,
+            size,
+            avail: Cursor::new(position.avail, size)?,
+            ready: 0,
+            used: Cursor::new(position.used, size)?,
+            first: None,
+            unpublished: 0,
+            entries: vec![0; usize::from(size)].into_boxed_slice(),
+            event_idx: layout.has(feature::EVENT_IDX),
+            indirect: layout.has(feature::INDIRECT_DESC),
+            order: layout.has(feature::IN_ORDER).then(|| InOrder::new(size)),
+        })
+    }
+
+    fn position(&self) -> Position {
+        Position { avail: self.avail.raw(), used: self.used.raw() }
+    }
+
+    #[inline]
+    fn pending(&mut self) -> Result<u16, RingError> {
+        let most = self.size.min(LOOK_MAX);
+        while self.ready < most && self.is_available(self.avail.after(self.ready, self.size)) {
+            self.ready += 1;
+        }
+        Ok(self.ready)
+    }
+
+    #[inline]
+    fn pop(&mut self, view: &View, chain: &mut Chain) -> Result<(), RingError> {
+        chain.clear();
+        let table = self.desc.slice();
+        let (mut at, mut entries) = (usize::from(self.avail.at), 0);
+        let id = loop {
+            let entry: PackedDesc = table.read(at * DESC_LEN);
+            entries += 1;
+            if entry.flags & desc::INDIRECT != 0 {
+                if entries > 1 || !self.indirect {
+                    return Err(RingError::Indirect);
+                }
+                Self::walk_indirect(view, entry, chain)?;
+                break entry.id;
+            }
+            chain.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
+            if entry.flags & desc::NEXT == 0 {
+                // The last one has the id (virtio 1.2, 2.8.6).
+                break entry.id;
+            }
+            if entries == self.size {
+                return Err(RingError::Loop);
+            }
+            at = if at + 1 == usize::from(self.size) { 0 } else { at + 1 };
+        };
+        // Any id would do by the specification, but every driver counts them from zero, and tables are made for that.
+        if id >= self.size {
+            return Err(RingError::Index(id));
+        }
+        if self.entries[usize::from(id)] != 0 || self.order.as_ref().is_some_and(|order| order.holds(id)) {
+            return Err(RingError::Reused(id));
+        }
+        chain.finish(id, entries);
+        Ok(())
+    }
+
+    #[inline]
+    fn advance(&mut self, chain: &Chain) {
+        let (id, entries) = (chain.id(), chain.entries());
+        self.avail = self.avail.after(entries, self.size);
+        self.ready = self.ready.saturating_sub(entries);
+        self.entries[usize::from(id)] = entries;
+        if let Some(order) = &mut self.order {
+            order.take(id);
+        }
+    }
+
+    #[inline]
+    fn push_used(&mut self, id: u16, len: u32) {
+        if self.order.is_none() {
+            self.put(id, len);
+        } else {
+            self.put_in_order(id, len);
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let Some((at, flags)) = self.first.take() else { return false };
+        let count = std::mem::take(&mut self.unpublished);
+        // Release: the driver loads these flags and then reads the rest, and the data behind it.
+        self.desc.slice().store_u16(at, flags, Ordering::Release);
+        // Our flags, then its wish; the driver does it the other way round (virtio 1.2, 2.8.21.3).
+        fence(Ordering::SeqCst);
+        let word: u32 = self.driver.slice().read(0);
+        let event: EventSuppression = zerocopy::transmute!(word);
+        match event.flags & event_flags::MASK {
+            event_flags::DISABLE => false,
+            event_flags::DESC if self.event_idx => self.passed(event.position, count),
+            _ => true,
+        }
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        let event = if self.event_idx {
+            EventSuppression { position: self.avail.raw(), flags: event_flags::DESC }
+        } else {
+            EventSuppression { position: 0, flags: event_flags::ENABLE }
+        };
+        Self::tell(self.device.slice(), event);
+        // As in `publish`, the other way round: our wish first, then their flags.
+        fence(Ordering::SeqCst);
+        self.is_available(self.avail)
+    }
+
+    fn disable_kicks(&mut self) {
+        Self::tell(self.device.slice(), EventSuppression { position: 0, flags: event_flags::DISABLE });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursor_flips_at_the_end_of_the_ring() {
+        let start = Cursor { at: 5, wrap: true };
+        assert_eq!(start.after(2, 8), Cursor { at: 7, wrap: true });
+        assert_eq!(start.after(3, 8), Cursor { at: 0, wrap: false });
+        assert_eq!(start.after(8, 8), Cursor { at: 5, wrap: false });
+        let last = Cursor { at: 32767, wrap: false };
+        assert_eq!(last.after(32768, 32768), Cursor { at: 32767, wrap: true });
+    }
+
+    #[test]
+    fn position_outside_the_ring_is_refused() {
+        assert_eq!(Cursor::new(WRAP | 8, 8), Err(ActivateError::Position(WRAP | 8)));
+        assert_eq!(Cursor::new(WRAP | 7, 8).map(Cursor::raw), Ok(WRAP | 7));
+    }
+}

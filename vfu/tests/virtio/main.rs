@@ -1,0 +1,6 @@
+//! Virtio devices in a server of this process, driven by the guest's side: queues in every shape, requests of every
+//! kind, and what happens behind a device while it is used.
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+mod queues;
+mod rig;
