@@ -41,6 +41,11 @@ pub trait Bdev: Send + Sync {
     /// The entry that recreates this bdev, for `save_config`: method name and params.
     fn config(&self) -> Option<(&'static str, Value)>;
 
+    /// How worn the medium is. May be asked on a reactor: must not wait.
+    fn lifetime(&self) -> Lifetime {
+        Lifetime::default()
+    }
+
     /// Prepares the backend for a new size. The registry has checked that nobody loses blocks in use,
     /// publishes the new count and tells who has the bdev open once this returns. Called with the bdev's
     /// control lock held: must not call the registry.
@@ -48,6 +53,18 @@ pub trait Bdev: Send + Sync {
         let _ = num_blocks;
         Err(Error::Unsupported(format!("{} bdevs cannot be resized", self.info().type_name)))
     }
+}
+
+/// How worn a medium is, in the steps of JEDEC eMMC 5.0 that virtio-blk takes over (virtio 1.2, 5.2.6); zero where it is
+/// not known, or cannot wear.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Reserved blocks used: 1 normal, 2 eighty per cent, 3 ninety per cent.
+    pub pre_eol: u16,
+    /// Wear of blocks of type A, in tenths: 1 is up to ten per cent, 11 is beyond all.
+    pub type_a: u16,
+    /// The same of type B.
+    pub type_b: u16,
 }
 
 /// The description of a bdev. Constant but for the number of blocks.
@@ -74,6 +91,9 @@ pub struct BdevInfo {
     pub read_only: bool,
     /// Unmapped blocks read as zeroes (device models tell the guest, NVMe DLFEAT, SCSI LBPRZ).
     pub unmap_reads_zero: bool,
+    /// Write-zeroes without unmap overwrites the medium in place, so that nothing can give the old content back (device
+    /// models offer secure erase).
+    pub zeroes_overwrite: bool,
     /// What base and length of every vector must be a multiple of, in bytes; a power of two, 1 for none.
     pub buf_align: u32,
     /// Most vectors of one request.
@@ -119,6 +139,7 @@ impl BdevInfo {
             write_cache: false,
             read_only: false,
             unmap_reads_zero: false,
+            zeroes_overwrite: false,
             buf_align: 1,
             max_segments: MAX_SEGMENTS,
             max_io_blocks: 0,

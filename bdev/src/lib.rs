@@ -22,7 +22,7 @@ mod request;
 mod stats;
 pub mod types;
 
-pub use bdev::{Bdev, BdevInfo, MAX_SEGMENTS};
+pub use bdev::{Bdev, BdevInfo, Lifetime, MAX_SEGMENTS};
 pub use channel::Channel;
 pub use describe::{Description, IoStatDescription, IoTypes, RateLimits};
 pub use error::{Error, OpenError, strerror};

@@ -168,6 +168,7 @@ impl Malloc {
         info.numa_id = (params.numa_id != any_node()).then_some(params.numa_id);
         info.write_cache = true;
         info.unmap_reads_zero = true;
+        info.zeroes_overwrite = true;
         Ok(Malloc { info: Arc::new(info), memory: Arc::new(memory) })
     }
 }

@@ -223,6 +223,7 @@ impl Args {
             queues: self.queues,
             ring_size,
             features: event_idx | feature::INDIRECT_DESC,
+            without: 0,
             chains: match self.indirect {
                 IndirectMode::Auto => Chains::Fit(self.depth),
                 IndirectMode::On => Chains::Indirect,

@@ -47,6 +47,8 @@ pub struct BlkOptions {
     pub ring_size: u16,
     /// Features beyond those of the device type to accept where offered: `spec::feature`.
     pub features: u64,
+    /// Features not to accept, of the device type or not.
+    pub without: u64,
     /// Where the descriptors of chains are.
     pub chains: Chains,
     /// Interrupts by MSI-X; polled without.
@@ -65,6 +67,7 @@ impl Default for BlkOptions {
             queues: 1,
             ring_size: 128,
             features: feature::EVENT_IDX | feature::INDIRECT_DESC,
+            without: 0,
             chains: Chains::Direct,
             interrupts: false,
             kicks: Kicks::Auto,
@@ -127,7 +130,7 @@ impl<R: DriverRing> BlkDriver<R> {
         if offered & format != format {
             return Err(DriverError::Feature("RING_PACKED"));
         }
-        self.features = offered & wanted | feature::VERSION_1;
+        self.features = offered & wanted & !self.options.without | feature::VERSION_1;
         transport.set_driver_features(self.features)?;
         transport.add_status(status::FEATURES_OK)?;
         if transport.status()? & status::FEATURES_OK == 0 {

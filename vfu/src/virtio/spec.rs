@@ -187,6 +187,10 @@ pub mod blk {
         pub const DISCARD: u64 = 1 << 13;
         /// WRITE_ZEROES works.
         pub const WRITE_ZEROES: u64 = 1 << 14;
+        /// GET_LIFETIME works.
+        pub const LIFETIME: u64 = 1 << 15;
+        /// SECURE_ERASE works.
+        pub const SECURE_ERASE: u64 = 1 << 16;
     }
 
     /// Request types (virtio 1.2, 5.2.6).
@@ -199,10 +203,14 @@ pub mod blk {
         pub const FLUSH: u32 = 4;
         /// Read the ID string.
         pub const GET_ID: u32 = 8;
+        /// Read how worn the medium is.
+        pub const GET_LIFETIME: u32 = 10;
         /// Discard ranges.
         pub const DISCARD: u32 = 11;
         /// Write zeroes to ranges.
         pub const WRITE_ZEROES: u32 = 13;
+        /// Erase ranges so that nothing brings them back.
+        pub const SECURE_ERASE: u32 = 14;
     }
 
     /// Request status (virtio 1.2, 5.2.6).
@@ -240,6 +248,22 @@ pub mod blk {
         pub flags: u32,
     }
     const _: () = assert!(size_of::<Range>() == 16);
+
+    /// What GET_LIFETIME returns (virtio 1.2, 5.2.6).
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+    pub struct Lifetime {
+        /// Reserved blocks used.
+        pub pre_eol_info: u16,
+        /// Wear of type A.
+        pub device_lifetime_est_typ_a: u16,
+        /// Wear of type B.
+        pub device_lifetime_est_typ_b: u16,
+    }
+    const _: () = assert!(size_of::<Lifetime>() == 6);
+
+    /// Offset of [`Config::writeback`], the one field that a driver may write.
+    pub const WRITEBACK_AT: u64 = 32;
 
     /// The configuration space (virtio 1.2, 5.2.4).
     #[repr(C)]
@@ -295,4 +319,5 @@ pub mod blk {
         pub secure_erase_sector_alignment: u32,
     }
     const _: () = assert!(size_of::<Config>() == 72);
+    const _: () = assert!(std::mem::offset_of!(Config, writeback) as u64 == WRITEBACK_AT);
 }

@@ -2,5 +2,7 @@
 //! kind, and what happens behind a device while it is used.
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+mod blk;
 mod queues;
+mod recorder;
 mod rig;

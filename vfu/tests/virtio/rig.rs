@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bdev::types::{Malloc, MallocParams};
+use bdev::{
+    Bdev,
+    types::{Malloc, MallocParams},
+};
 use tempfile::TempDir;
 use vfu::{
     mock::{
@@ -40,6 +43,14 @@ impl Rig {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Serves another bdev as "disk", with two queues.
+    pub(crate) fn serve_bdev(&mut self, bdev: Arc<dyn Bdev>) {
+        let name = bdev.info().name.clone();
+        self.server.registry().register(bdev).unwrap();
+        let path = self.path("disk");
+        self.server.serve(&path, &DiskOptions { num_queues: 2, ..DiskOptions::new(&name) });
     }
 
     /// Serves Malloc0 as "disk".

@@ -38,7 +38,7 @@ pub struct Io {
 impl Io {
     /// Whether the device writes the data.
     fn device_writes(&self) -> bool {
-        matches!(self.kind, kind::IN | kind::GET_ID)
+        matches!(self.kind, kind::IN | kind::GET_ID | kind::GET_LIFETIME)
     }
 }
 

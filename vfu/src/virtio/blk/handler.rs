@@ -3,21 +3,28 @@
 
 use std::{
     os::fd::BorrowedFd,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use bdev::{BdevInfo, Completion, IoChannel, IoVec, MAX_SEGMENTS, Op, Rejected, Request, Status, Token};
+use bdev::{
+    BdevInfo, Completion, Descriptor, IoChannel, IoVec, MAX_SEGMENTS, Op, Rejected, Request, Status, Token,
+};
+
+use zerocopy::IntoBytes;
 
 use super::{
     Events, REMOVED,
-    request::{Ask, Bad, Data, Frame},
+    request::{Ask, Bad, Data, Frame, Terms},
 };
 use crate::{
     dma::View,
     virtio::{
         device::{Handler, Verdict},
         queue::Chain,
-        spec::blk::{ID_LEN, SECTOR, feature, status},
+        spec::blk::{ID_LEN, Lifetime, SECTOR, feature, status},
     },
 };
 
@@ -36,16 +43,33 @@ struct Slot {
     busy: bool,
 }
 
+/// A queue's way to the bdev.
+pub(super) struct Backend {
+    channel: IoChannel,
+    descriptor: Arc<Descriptor>,
+}
+
+impl Backend {
+    /// Opens a channel on the thread that will use it.
+    pub(super) fn open(descriptor: Arc<Descriptor>, depth: u16) -> Result<Self, bdev::OpenError> {
+        Ok(Self { channel: descriptor.open_channel(depth)?, descriptor })
+    }
+}
+
 /// Handles the requests of one queue.
 pub struct BlkHandler {
     /// None once the bdev is removed.
-    channel: Option<IoChannel>,
+    backend: Option<Backend>,
     events: Arc<Events>,
+    /// What the driver wrote to `writeback`.
+    writeback: Arc<AtomicBool>,
+    /// The bdev has a cache, and the driver knows it: it flushes.
+    knows_cache: bool,
+    has_cache: bool,
     slots: Box<[Slot]>,
     iov: Vec<IoVec>,
     id: [u8; ID_LEN],
-    /// Sectors per block, as a power of two.
-    block_shift: u32,
+    terms: Terms,
     read_only: bool,
 }
 
@@ -59,10 +83,12 @@ fn status_byte(status: Status) -> u8 {
 }
 
 impl BlkHandler {
-    /// A handler that owns `channel`, for a queue with `depth` entries.
+    /// A handler for a queue with `depth` entries.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a device, shared with each of its queues")]
     pub(super) fn new(
-        channel: Option<IoChannel>,
+        backend: Option<Backend>,
         events: Arc<Events>,
+        writeback: Arc<AtomicBool>,
         info: &BdevInfo,
         features: u64,
         depth: u16,
@@ -72,13 +98,33 @@ impl BlkHandler {
             *to = from;
         }
         Self {
-            channel,
+            backend,
             events,
+            writeback,
+            knows_cache: features & feature::FLUSH != 0,
+            has_cache: info.write_cache,
             slots: vec![Slot::default(); usize::from(depth)].into_boxed_slice(),
             iov: Vec::with_capacity(MAX_SEGMENTS as usize),
             id,
-            block_shift: (u64::from(info.block_size) / SECTOR).max(1).ilog2(),
+            terms: Terms {
+                block_shift: (u64::from(info.block_size) / SECTOR).max(1).ilog2(),
+                erases: features & feature::SECURE_ERASE != 0,
+            },
             read_only: features & feature::RO != 0,
+        }
+    }
+
+    /// The operation as the agreed cache mode wants it: a driver that does not flush, or has switched the cache off,
+    /// is told of a write when it is durable (virtio 1.2, 5.2.6.2).
+    #[inline]
+    fn durable(&self, op: Op) -> Op {
+        if !self.has_cache || (self.knows_cache && self.writeback.load(Ordering::Relaxed)) {
+            return op;
+        }
+        match op {
+            Op::Write { .. } => Op::Write { fua: true },
+            Op::WriteZeroes { unmap, .. } => Op::WriteZeroes { unmap, fua: true },
+            op => op,
         }
     }
 
@@ -91,14 +137,25 @@ impl BlkHandler {
         }
     }
 
-    fn get_id(&self, into: Data<'_>, view: &View) -> Result<u32, Bad> {
+    /// Answers with bytes of our own. How many of them there was room for.
+    fn give(bytes: &[u8], into: Data<'_>, view: &View) -> Result<u32, Bad> {
         let mut at = 0;
         for piece in into.pieces() {
-            let n = (piece.len as usize).min(ID_LEN - at);
-            view.write(piece.addr, &self.id[at..at + n])?;
+            let n = (piece.len as usize).min(bytes.len() - at);
+            view.write(piece.addr, &bytes[at..at + n])?;
             at += n;
         }
         Ok(u32::try_from(at).unwrap_or(0))
+    }
+
+    fn get_lifetime(&self, into: Data<'_>, view: &View) -> Result<u32, Bad> {
+        let lifetime = self.backend.as_ref().ok_or(Bad::Malformed)?.descriptor.bdev().lifetime();
+        let answer = Lifetime {
+            pre_eol_info: lifetime.pre_eol,
+            device_lifetime_est_typ_a: lifetime.type_a,
+            device_lifetime_est_typ_b: lifetime.type_b,
+        };
+        Self::give(answer.as_bytes(), into, view)
     }
 
     fn translate(&mut self, op: Op, frame: &Frame<'_>, view: &View) -> Result<(), Bad> {
@@ -117,7 +174,7 @@ impl BlkHandler {
 
 impl Handler for BlkHandler {
     fn set_now(&mut self, now: u64) {
-        if let Some(channel) = &mut self.channel {
+        if let Some(Backend { channel, .. }) = &mut self.backend {
             channel.set_now(now);
         }
     }
@@ -133,10 +190,14 @@ impl Handler for BlkHandler {
                 0,
             )
         };
-        let (op, lba, blocks) = match frame.decode(view, self.block_shift) {
+        let (op, lba, blocks) = match frame.decode(view, self.terms) {
             Ok(Ask::Io { op, lba, blocks }) => (op, lba, blocks),
-            Ok(Ask::GetId) => {
-                return match self.get_id(frame.into, view) {
+            Ok(own @ (Ask::GetId | Ask::GetLifetime)) => {
+                let given = match own {
+                    Ask::GetLifetime => self.get_lifetime(frame.into, view),
+                    _ => Self::give(&self.id, frame.into, view),
+                };
+                return match given {
                     Ok(written) => Self::end(view, frame.status, status::OK, written),
                     Err(error) => bad(error),
                 };
@@ -146,10 +207,11 @@ impl Handler for BlkHandler {
         if self.read_only && op.kind().modifies() {
             return bad(Bad::Malformed);
         }
+        let op = self.durable(op);
         if let Err(error) = self.translate(op, &frame, view) {
             return bad(error);
         }
-        let Some(channel) = &mut self.channel else { return bad(Bad::Malformed) };
+        let Some(Backend { channel, .. }) = &mut self.backend else { return bad(Bad::Malformed) };
         let token = Token(u32::from(chain.id()));
         // Before the channel may touch the memory.
         let torn = view.torn();
@@ -167,14 +229,14 @@ impl Handler for BlkHandler {
     }
 
     fn kick(&mut self) {
-        if let Some(channel) = &mut self.channel {
+        if let Some(Backend { channel, .. }) = &mut self.backend {
             channel.kick();
         }
     }
 
     #[inline]
     fn reap(&mut self, view: &View, done: &mut dyn FnMut(u16, u32)) {
-        let Some(channel) = &mut self.channel else { return };
+        let Some(Backend { channel, .. }) = &mut self.backend else { return };
         let mut batch = [Completion::EMPTY; REAP_BATCH];
         loop {
             let n = channel.reap(&mut batch);
@@ -195,12 +257,12 @@ impl Handler for BlkHandler {
     }
 
     fn in_flight(&self) -> usize {
-        self.channel.as_ref().map_or(0, IoChannel::in_flight)
+        self.backend.as_ref().map_or(0, |backend| backend.channel.in_flight())
     }
 
     fn refresh(&mut self) {
         if self.events.flags.load(Ordering::Acquire) & REMOVED != 0 {
-            self.channel = None;
+            self.backend = None;
         }
     }
 
@@ -210,6 +272,6 @@ impl Handler for BlkHandler {
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.channel.as_ref().and_then(IoChannel::event_fd)
+        self.backend.as_ref().and_then(|backend| backend.channel.event_fd())
     }
 }

@@ -6,17 +6,18 @@ mod request;
 
 use std::sync::{
     Arc, OnceLock,
-    atomic::{AtomicU8, Ordering},
+    atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
 use bdev::{Descriptor, Event};
+use handler::Backend;
 pub use handler::BlkHandler;
 use reactor::Waker;
 use zerocopy::IntoBytes;
 
 use super::{
     device::{DeviceEvent, HandlerError, MakeHandler, VirtioDevice},
-    spec::blk::DEVICE_ID,
+    spec::blk::{DEVICE_ID, WRITEBACK_AT, feature},
 };
 
 /// What happens to the bdev behind a disk, from the thread that does it to the endpoint's.
@@ -70,6 +71,8 @@ pub struct Blk {
     info: Arc<bdev::BdevInfo>,
     features: u64,
     events: Arc<Events>,
+    /// The driver lets writes rest in the bdev's cache (CONFIG_WCE); read by the queues.
+    writeback: Arc<AtomicBool>,
     num_queues: u16,
     queue_size: u16,
 }
@@ -82,6 +85,7 @@ impl Blk {
         Self {
             info: Arc::clone(descriptor.info()),
             features: config::features(&descriptor),
+            writeback: Arc::new(AtomicBool::new(true)),
             descriptor: Some(descriptor),
             events,
             num_queues,
@@ -119,27 +123,37 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = config::config(&self.info, self.num_queues, self.queue_size);
+        let writeback = self.info.write_cache && self.writeback.load(Ordering::Relaxed);
+        let config = config::config(&self.info, self.num_queues, self.queue_size, writeback);
         for (at, byte) in (offset..).zip(data) {
             *byte = usize::try_from(at).ok().and_then(|at| config.as_bytes().get(at)).copied().unwrap_or(0);
         }
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {
-        // Only `writeback` may be written, and only with CONFIG_WCE, which is not offered.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let at = WRITEBACK_AT.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
+        if let Some(&value) = at.and_then(|at| data.get(at))
+            && self.features & feature::CONFIG_WCE != 0
+        {
+            // Writes that are submitted from now on: the driver waits for the others before it changes this.
+            self.writeback.store(value != 0, Ordering::Release);
+        }
     }
 
     fn handler(&self, index: u16, features: u64) -> MakeHandler<BlkHandler> {
-        let descriptor = self.descriptor.clone();
-        let (info, depth) = (Arc::clone(&self.info), self.queue_size);
-        let events = Arc::clone(&self.events);
+        let (descriptor, info, depth) = (self.descriptor.clone(), Arc::clone(&self.info), self.queue_size);
+        let (events, writeback) = (Arc::clone(&self.events), Arc::clone(&self.writeback));
         Box::new(move || {
-            let channel = descriptor.map(|descriptor| descriptor.open_channel(depth)).transpose();
-            let channel = channel.map_err(|error| {
+            let backend = descriptor.map(|descriptor| Backend::open(descriptor, depth)).transpose();
+            let backend = backend.map_err(|error| {
                 HandlerError(format!("no channel to bdev {} for queue {index}: {error}", info.name))
             })?;
-            Ok(BlkHandler::new(channel, events, &info, features, depth))
+            Ok(BlkHandler::new(backend, events, writeback, &info, features, depth))
         })
+    }
+
+    fn reset(&mut self) {
+        self.writeback.store(true, Ordering::Release);
     }
 
     fn attach(&mut self, home: Waker) {

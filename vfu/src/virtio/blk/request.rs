@@ -19,6 +19,17 @@ pub(super) enum Ask {
     Io { op: Op, lba: u64, blocks: u64 },
     /// The ID string.
     GetId,
+    /// How worn the medium is.
+    GetLifetime,
+}
+
+/// What of a disk decides about its requests.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// Sectors per block, as a power of two.
+    pub(super) block_shift: u32,
+    /// SECURE_ERASE was agreed to.
+    pub(super) erases: bool,
 }
 
 /// Why a request is answered with an error status.
@@ -116,21 +127,24 @@ impl<'a> Frame<'a> {
         Some(Self { out: out.unwrap_or(Data { segments: &[], skip: 0, cut: 0 }), into, status, header })
     }
 
-    /// What is asked, in blocks of `1 << block_shift` sectors.
+    /// What is asked, in blocks of the disk.
     #[inline]
-    pub(super) fn decode(&self, view: &View, block_shift: u32) -> Result<Ask, Bad> {
+    pub(super) fn decode(&self, view: &View, terms: Terms) -> Result<Ask, Bad> {
+        let block_shift = terms.block_shift;
         let header = self.header.ok_or(Bad::Malformed)?;
         match header.kind {
             kind::IN => transfer(Op::Read, header.sector, self.into.len(), block_shift),
             kind::OUT => transfer(Op::WRITE, header.sector, self.out.len(), block_shift),
             kind::FLUSH => Ok(Ask::Io { op: Op::Flush, lba: 0, blocks: 0 }),
             kind::GET_ID => Ok(Ask::GetId),
+            kind::GET_LIFETIME => Ok(Ask::GetLifetime),
             kind::DISCARD | kind::WRITE_ZEROES => self.range(header.kind, view, block_shift),
+            kind::SECURE_ERASE if terms.erases => self.range(header.kind, view, block_shift),
             _ => Err(Bad::Unsupported),
         }
     }
 
-    /// DISCARD and WRITE_ZEROES: one range, as `max_discard_seg` says.
+    /// DISCARD, WRITE_ZEROES and SECURE_ERASE: one range, as `max_discard_seg` says.
     fn range(&self, kind: u32, view: &View, block_shift: u32) -> Result<Ask, Bad> {
         let mut bytes = [0; size_of::<Range>()];
         if self.out.len() != bytes.len() as u64 {
@@ -144,11 +158,15 @@ impl<'a> Frame<'a> {
         }
         let Ok(range) = Range::read_from_bytes(&bytes) else { return Err(Bad::Malformed) };
         let unmap = range.flags & 1 != 0;
-        // Other flags are unsupported, and unmap is too for a discard (virtio 1.2, 5.2.6.2).
-        if range.flags & !1 != 0 || (kind == kind::DISCARD && unmap) {
+        // Other flags are unsupported, and unmap is but for write-zeroes (virtio 1.2, 5.2.6.2).
+        if range.flags & !1 != 0 || (kind != kind::WRITE_ZEROES && unmap) {
             return Err(Bad::Unsupported);
         }
-        let op = if kind == kind::DISCARD { Op::Unmap } else { Op::WriteZeroes { unmap, fua: false } };
+        let op = match kind {
+            kind::DISCARD => Op::Unmap,
+            kind::SECURE_ERASE => Op::WriteZeroes { unmap: false, fua: true },
+            _ => Op::WriteZeroes { unmap, fua: false },
+        };
         let (lba, blocks) = blocks(range.sector, u64::from(range.num_sectors), block_shift)?;
         Ok(Ask::Io { op, lba, blocks })
     }
