@@ -421,11 +421,11 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
             return Park::Wait;
         }
         let mut until = self.moderator.as_ref().and_then(Moderator::deadline);
-        if let Some(ring) = self.ring.as_mut().filter(|_| self.handler.is_accepting()) {
-            if ring.enable_kicks() {
-                ring.disable_kicks();
-                return Park::Ready;
-            }
+        if let Some(ring) = self.ring.as_mut().filter(|_| self.handler.is_accepting())
+            && ring.enable_kicks()
+        {
+            ring.disable_kicks();
+            return Park::Ready;
         }
         if self.handler.is_accepting() && self.control.needs_fallback() {
             let look = now.after(self.fallback);

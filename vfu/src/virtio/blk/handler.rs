@@ -84,7 +84,6 @@ fn status_byte(status: Status) -> u8 {
 
 impl BlkHandler {
     /// A handler for a queue with `depth` entries.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a device, shared with each of its queues")]
     pub(super) fn new(
         backend: Option<Backend>,
         events: Arc<Events>,
