@@ -78,8 +78,9 @@ fn start_with<H: Handler>(
         group: Group::new("test", CoreMask::of(0)),
         bus: Arc::new(Bus::new(1)),
         control: Arc::clone(control),
-        config: QueueConfig::default(),
-        position: Position::default(),
+        layout: QueueConfig { size: 2, ..QueueConfig::default() }.check().unwrap(),
+        position: None,
+        moderation: None,
         handler: Box::new(handler),
     };
     super::start::<SplitRing, H>(&reactor.handle(), start).unwrap();
