@@ -11,9 +11,10 @@ use reactor::{CoreMask, Group, Handle};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 use vfu::{
-    endpoint::{self, BindError, EndpointHandle, Listener, SocketOwner, Spec},
+    endpoint::{self, BindError, BuildModel, EndpointHandle, Listener, SocketOwner, Spec},
     virtio::{
         blk::{Blk, BlkSpec, Events},
+        scsi::{ReservationTable, Scsi, TargetError, Targets, spec::OWN_QUEUES},
         transport::{MAX_QUEUES, TransportOptions, VirtioPci, vectors},
     },
 };
@@ -50,6 +51,12 @@ pub(crate) enum EndpointError {
     /// The socket cannot be made.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Not a SCSI endpoint, or a target it does not have.
+    #[error("endpoint {0} is no SCSI endpoint")]
+    NotScsi(String),
+    /// A SCSI target that cannot be added or removed.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The reactor takes no messages.
     #[error("the reactor does not answer: {0}")]
     Reactor(#[from] reactor::SendError),
@@ -67,6 +74,9 @@ impl EndpointError {
             Self::Bind(BindError::InUse(_)) => Errno::ADDRINUSE,
             Self::Bind(BindError::NotASocket(_)) => Errno::EXIST,
             Self::Bind(BindError::Create { source, .. }) => return source.raw_os_error().unwrap_or(5),
+            Self::Target(TargetError::InUse(_)) => Errno::EXIST,
+            Self::Target(TargetError::Missing(_)) => Errno::NODEV,
+            Self::Target(TargetError::Number(_)) | Self::NotScsi(_) => Errno::INVAL,
             Self::Reactor(_) => Errno::AGAIN,
         };
         errno.raw_os_error()
@@ -90,11 +100,43 @@ pub(crate) struct BlkOptions {
     pub(crate) transport: TransportOptions,
 }
 
+/// What a virtio-scsi endpoint is made of, as clients say it.
+#[derive(Debug)]
+pub(crate) struct ScsiOptions {
+    /// Its name.
+    pub(crate) name: String,
+    /// Cores for its queues; all of the target's if absent.
+    pub(crate) cpumask: Option<String>,
+    /// Queues for commands.
+    pub(crate) num_io_queues: Option<u16>,
+    /// Entries of a queue.
+    pub(crate) qsize: Option<u16>,
+    /// Doorbells, rings and interrupts.
+    pub(crate) transport: TransportOptions,
+}
+
+/// What is behind an endpoint.
+enum Backend {
+    Blk(String),
+    Scsi(Targets),
+}
+
+impl Backend {
+    /// The bdev, or the bdevs in the order of their targets.
+    fn bdev_name(&self) -> String {
+        match self {
+            Self::Blk(name) => name.clone(),
+            Self::Scsi(targets) => {
+                targets.list().into_iter().map(|(_, name)| name).collect::<Vec<_>>().join(",")
+            }
+        }
+    }
+}
+
 /// An endpoint as its owner knows it.
 struct Endpoint {
     handle: EndpointHandle,
-    /// The bdev behind it.
-    bdev_name: String,
+    backend: Backend,
     /// What its pollers belong to.
     group: Group,
     /// The calls that made it what it is, as its clients sent them.
@@ -146,10 +188,23 @@ impl Description {
     }
 }
 
+/// Entries of a queue: a power of two, as a split ring has (virtio 1.2, 2.7).
+fn queue_size(asked: Option<u16>) -> u16 {
+    let size = asked.filter(|n| (1..=MAX_QUEUE_SIZE).contains(n)).unwrap_or(DEFAULT_QUEUE_SIZE);
+    1 << size.max(2).ilog2()
+}
+
+/// A serial number that is the same for the same name.
+fn uuid_of(name: &str) -> u64 {
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 /// All endpoints.
 pub(crate) struct Endpoints {
     reactors: Vec<Handle>,
     sockets: Sockets,
+    reservations: ReservationTable,
     inner: Mutex<Inner>,
 }
 
@@ -157,7 +212,7 @@ impl Endpoints {
     /// No endpoints yet.
     pub(crate) fn new(reactors: Vec<Handle>, sockets: Sockets) -> Self {
         let inner = Inner { base: None, by_name: BTreeMap::new(), created: 0 };
-        Self { reactors, sockets, inner: Mutex::new(inner) }
+        Self { reactors, sockets, reservations: ReservationTable::default(), inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -195,49 +250,120 @@ impl Endpoints {
         call: Entry,
     ) -> Result<oneshot::Receiver<()>, EndpointError> {
         let BlkOptions { name, bdev_name, cpumask, num_queues, qsize, transport } = options;
+        let num_queues = num_queues.filter(|n| (1..=MAX_QUEUES).contains(n)).unwrap_or(DEFAULT_QUEUES);
+        let queue_size = queue_size(qsize);
+        self.create(&name, cpumask.as_deref(), num_queues, call, || {
+            let events = Arc::new(Events::default());
+            let descriptor = Arc::new(open(registry, &bdev_name, &events)?);
+            let blk = BlkSpec { descriptor, events, num_queues, queue_size };
+            let model: BuildModel = Box::new(move |home, bus| {
+                Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
+            });
+            Ok((model, Backend::Blk(bdev_name)))
+        })
+    }
+
+    /// Makes a virtio-scsi endpoint without targets; the receiver is told when its reactor has it.
+    pub(crate) fn create_scsi(
+        &self,
+        options: ScsiOptions,
+        call: Entry,
+    ) -> Result<oneshot::Receiver<()>, EndpointError> {
+        let ScsiOptions { name, cpumask, num_io_queues, qsize, transport } = options;
+        let most = MAX_QUEUES - OWN_QUEUES;
+        let num_io_queues = num_io_queues.filter(|n| (1..=most).contains(n)).unwrap_or(most);
+        let queue_size = queue_size(qsize);
+        self.create(&name, cpumask.as_deref(), num_io_queues + OWN_QUEUES, call, || {
+            let targets = Targets::default();
+            let serial = uuid_of(&name);
+            let scsi = Scsi::new(&targets, num_io_queues, queue_size, serial);
+            let model: BuildModel = Box::new(move |home, bus| {
+                Box::new(VirtioPci::new(scsi, transport, home.clone(), Arc::clone(bus)))
+            });
+            Ok((model, Backend::Scsi(targets)))
+        })
+    }
+
+    /// What endpoints of all types have in common; `make` says what is behind this one.
+    fn create(
+        &self,
+        name: &str,
+        cpumask: Option<&str>,
+        num_queues: u16,
+        call: Entry,
+        make: impl FnOnce() -> Result<(BuildModel, Backend), EndpointError>,
+    ) -> Result<oneshot::Receiver<()>, EndpointError> {
         if name.len() > MAX_NAME_LEN {
-            return Err(EndpointError::Name(name, Errno::NAMETOOLONG));
+            return Err(EndpointError::Name(name.to_owned(), Errno::NAMETOOLONG));
         }
         if name.is_empty() || name.contains('/') {
-            return Err(EndpointError::Name(name, Errno::INVAL));
+            return Err(EndpointError::Name(name.to_owned(), Errno::INVAL));
         }
         let mut inner = self.lock();
         inner.by_name.retain(|_, endpoint| endpoint.handle.state() != endpoint::State::Gone);
-        if inner.by_name.contains_key(&name) {
-            return Err(EndpointError::Exists(name));
+        if inner.by_name.contains_key(name) {
+            return Err(EndpointError::Exists(name.to_owned()));
         }
-        let (mask, reactors) = self.reactors_of(cpumask.as_deref())?;
-        let events = Arc::new(Events::default());
-        let descriptor = Arc::new(open(registry, &bdev_name, &events)?);
-        let listener = self.bind(&inner, &name)?;
-        let num_queues = num_queues.filter(|n| (1..=MAX_QUEUES).contains(n)).unwrap_or(DEFAULT_QUEUES);
-        let queue_size = qsize.filter(|n| (1..=MAX_QUEUE_SIZE).contains(n)).unwrap_or(DEFAULT_QUEUE_SIZE);
-        // A split ring has a power of two of entries (virtio 1.2, 2.7).
-        let queue_size = 1 << queue_size.max(2).ilog2();
-        let blk = BlkSpec { descriptor, events, num_queues, queue_size };
+        let (mask, reactors) = self.reactors_of(cpumask)?;
+        let (model, backend) = make()?;
+        let listener = self.bind(&inner, name)?;
         let path = listener.path().to_owned();
-        let group = Group::new(name.clone(), mask);
+        let group = Group::new(name.to_owned(), mask);
         let home = reactors[0].clone();
         let handle = endpoint::start(Spec {
-            name: name.clone(),
+            name: name.to_owned(),
             listener,
             reactors,
             group: group.clone(),
             vectors: vectors(num_queues),
-            model: Box::new(move |home, bus| {
-                Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
-            }),
+            model,
         })?;
-        tracing::info!(endpoint = name, bdev = bdev_name, socket = %path.display(), num_queues, queue_size, "endpoint created");
+        tracing::info!(endpoint = name, bdev = backend.bdev_name(), socket = %path.display(), num_queues, "endpoint created");
         let (calls, base, order) = (vec![call], inner.base.clone(), inner.created);
         inner.created += 1;
-        inner.by_name.insert(name, Endpoint { handle, group, bdev_name, calls, base, order });
+        inner.by_name.insert(name.to_owned(), Endpoint { handle, group, backend, calls, base, order });
         // Messages of one sender are done in order: when this one is, the endpoint is there.
         let (there, wait) = oneshot::channel();
         home.send(Box::new(move |_reactor| {
             let _ = there.send(());
         }))?;
         Ok(wait)
+    }
+
+    /// Adds a bdev as unit 0 of a target of a SCSI endpoint.
+    pub(crate) fn add_target(
+        &self,
+        registry: &Registry,
+        name: &str,
+        target: u8,
+        bdev_name: &str,
+        call: Entry,
+    ) -> Result<(), EndpointError> {
+        let mut inner = self.lock();
+        let endpoint = inner.by_name.get_mut(name).ok_or_else(|| EndpointError::Missing(name.to_owned()))?;
+        let Backend::Scsi(targets) = &endpoint.backend else {
+            return Err(EndpointError::NotScsi(name.to_owned()));
+        };
+        let slot = targets.slot(target)?;
+        let access = if registry.get(bdev_name)?.info().read_only { Access::Read } else { Access::ReadWrite };
+        let descriptor = Arc::new(registry.open(bdev_name, access, slot.callback())?);
+        slot.add(descriptor, &self.reservations)?;
+        endpoint.calls.push(call);
+        Ok(())
+    }
+
+    /// Takes a target out of a SCSI endpoint.
+    pub(crate) fn remove_target(&self, name: &str, target: u8) -> Result<(), EndpointError> {
+        let mut inner = self.lock();
+        let endpoint = inner.by_name.get_mut(name).ok_or_else(|| EndpointError::Missing(name.to_owned()))?;
+        let Backend::Scsi(targets) = &endpoint.backend else {
+            return Err(EndpointError::NotScsi(name.to_owned()));
+        };
+        targets.remove(target)?;
+        let added =
+            |call: &Entry| call.params.as_ref().is_some_and(|params| params["scsi_target_num"] == target);
+        endpoint.calls.retain(|call| !added(call));
+        Ok(())
     }
 
     /// Deals the queues of the endpoint that SPDK's clients know as this thread to the cores of a mask. False if there is
@@ -302,7 +428,7 @@ impl Endpoints {
                 });
                 let description = Description {
                     name: name.clone(),
-                    bdev_name: endpoint.bdev_name.clone(),
+                    bdev_name: endpoint.backend.bdev_name(),
                     cpumask: endpoint.group.cpumask(),
                     socket: endpoint.handle.path().to_owned(),
                     state: None,

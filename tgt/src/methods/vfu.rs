@@ -14,7 +14,7 @@ use vfu::{
 
 use crate::{
     config::Entry,
-    endpoints::{BlkOptions, Description, EndpointError},
+    endpoints::{BlkOptions, Description, EndpointError, ScsiOptions},
     target::Target,
 };
 
@@ -71,6 +71,43 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .bad_params(INVALID.0, INVALID.1)
         .help("Create virtio-blk endpoint")
         .example(r#"{"name": "vfu.0", "bdev_name": "Malloc0", "num_queues": 2, "qsize": 256}"#),
+    Method::later("vfu_virtio_create_scsi_endpoint", "vfu", create_scsi)
+        .params(&[
+            Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
+            Param::optional("cpumask", Kind::String, "all cores", "CPU masks").cli(Cli::Option("--cpumask")),
+            Param::optional("num_io_queues", Kind::U16, "62", "number of IO vrings")
+                .cli(Cli::Option("--num-io-queues")),
+            Param::optional("qsize", Kind::U16, "128", "number of element for each vring")
+                .cli(Cli::Option("--qsize")),
+            Param::optional("packed_ring", Kind::Bool, "false", "enable packed ring")
+                .cli(Cli::Flag("--packed-ring")),
+            DOORBELL,
+            IN_ORDER,
+            COALESCE_COUNT,
+            COALESCE_US,
+        ])
+        .bad_params(INVALID.0, INVALID.1)
+        .help("Create virtio-scsi endpoint")
+        .example(r#"{"name": "vfu.1", "num_io_queues": 2, "qsize": 256}"#),
+    Method::sync("vfu_virtio_scsi_add_target", "vfu", add_target)
+        .params(&[
+            Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
+            Param::required("scsi_target_num", Kind::U8, "SCSI target number (between 0 and 7)")
+                .cli(Cli::Option("--scsi-target-num")),
+            Param::required("bdev_name", Kind::String, "block device name").cli(Cli::Option("--bdev-name")),
+        ])
+        .bad_params(INVALID.0, INVALID.1)
+        .help("Attach a block device to the specified SCSI target")
+        .example(r#"{"name": "vfu.1", "scsi_target_num": 0, "bdev_name": "Malloc0"}"#),
+    Method::sync("vfu_virtio_scsi_remove_target", "vfu", remove_target)
+        .params(&[
+            Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
+            Param::required("scsi_target_num", Kind::U8, "SCSI target number (between 0 and 7)")
+                .cli(Cli::Option("--scsi-target-num")),
+        ])
+        .bad_params(INVALID.0, INVALID.1)
+        .help("Remove the specified SCSI target")
+        .example(r#"{"name": "vfu.1", "scsi_target_num": 0}"#),
     Method::later("vfu_virtio_delete_endpoint", "vfu", delete)
         .params(&[Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional)])
         .bad_params(INVALID.0, INVALID.1)
@@ -184,6 +221,55 @@ fn start_blk(target: &Target, params: Params) -> Result<oneshot::Receiver<()>, R
     let Common { name, cpumask, qsize, .. } = common;
     let options = BlkOptions { name, bdev_name, cpumask, num_queues, qsize, transport };
     target.endpoints.create_blk(&target.registry, options, call).map_err(|error| failed(&error))
+}
+
+fn create_scsi(target: Arc<Target>, params: Params) -> Pending {
+    let started = start_scsi(&target, params);
+    Box::pin(async move {
+        // An error is a reactor that stops, and the target with it.
+        let _ = started?.await;
+        Ok(true.into())
+    })
+}
+
+fn start_scsi(target: &Target, params: Params) -> Result<oneshot::Receiver<()>, RpcError> {
+    #[derive(Deserialize)]
+    struct Create {
+        num_io_queues: Option<u16>,
+        #[serde(flatten)]
+        common: Common,
+    }
+    let call = Entry::new(params.method(), params.members().clone().into());
+    let Create { num_io_queues, common } = params.parse()?;
+    let transport = common.transport();
+    let Common { name, cpumask, qsize, .. } = common;
+    let options = ScsiOptions { name, cpumask, num_io_queues, qsize, transport };
+    target.endpoints.create_scsi(options, call).map_err(|error| failed(&error))
+}
+
+fn add_target(target: &Arc<Target>, params: Params) -> Outcome {
+    #[derive(Deserialize)]
+    struct Add {
+        name: String,
+        scsi_target_num: u8,
+        bdev_name: String,
+    }
+    let call = Entry::new(params.method(), params.members().clone().into());
+    let Add { name, scsi_target_num, bdev_name } = params.parse()?;
+    let added = target.endpoints.add_target(&target.registry, &name, scsi_target_num, &bdev_name, call);
+    added.map_err(|error| failed(&error))?;
+    Ok(true.into())
+}
+
+fn remove_target(target: &Arc<Target>, params: Params) -> Outcome {
+    #[derive(Deserialize)]
+    struct Remove {
+        name: String,
+        scsi_target_num: u8,
+    }
+    let Remove { name, scsi_target_num } = params.parse()?;
+    target.endpoints.remove_target(&name, scsi_target_num).map_err(|error| failed(&error))?;
+    Ok(true.into())
 }
 
 fn delete(target: Arc<Target>, params: Params) -> Pending {

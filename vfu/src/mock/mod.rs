@@ -14,6 +14,7 @@ pub mod memory;
 pub mod packed;
 pub mod pci;
 pub mod ring;
+pub mod scsi;
 pub mod server;
 pub mod split;
 pub mod transport;

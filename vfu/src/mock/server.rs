@@ -127,6 +127,11 @@ impl Server {
         endpoint
     }
 
+    /// Takes an endpoint over that was started on these reactors: it is deleted with the others.
+    pub fn adopt(&mut self, endpoint: EndpointHandle) {
+        self.endpoints.push(endpoint);
+    }
+
     /// Pollers that panicked, on all reactors.
     #[must_use]
     pub fn faults(&self) -> u64 {

@@ -13,5 +13,6 @@ pub mod moderation;
 mod owner;
 pub mod queue;
 mod remote;
+pub mod scsi;
 pub mod spec;
 pub mod transport;

@@ -6,3 +6,4 @@ mod blk;
 mod queues;
 mod recorder;
 mod rig;
+mod scsi;

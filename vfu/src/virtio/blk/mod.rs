@@ -2,7 +2,7 @@
 
 mod config;
 mod handler;
-mod request;
+pub(super) mod request;
 
 use std::sync::{
     Arc, OnceLock,

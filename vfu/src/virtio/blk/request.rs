@@ -49,7 +49,7 @@ impl From<Fault> for Bad {
 
 /// A part of a chain's buffers, by bytes: what lies behind the header, or in front of the status.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Data<'a> {
+pub(in crate::virtio) struct Data<'a> {
     segments: &'a [Segment],
     /// Bytes of the first segment that do not belong to it.
     skip: u32,
@@ -59,7 +59,7 @@ pub(super) struct Data<'a> {
 
 impl<'a> Data<'a> {
     /// Everything behind the first `n` bytes; none if there are fewer.
-    fn behind(segments: &'a [Segment], n: u32) -> Option<Self> {
+    pub(in crate::virtio) fn behind(segments: &'a [Segment], n: u32) -> Option<Self> {
         let mut left = n;
         for (at, segment) in segments.iter().enumerate() {
             if left < segment.len {
@@ -79,7 +79,7 @@ impl<'a> Data<'a> {
     }
 
     /// The pieces, empty ones left out.
-    pub(super) fn pieces(self) -> impl Iterator<Item = Segment> {
+    pub(in crate::virtio) fn pieces(self) -> impl Iterator<Item = Segment> {
         let end = self.segments.len().wrapping_sub(1);
         self.segments.iter().enumerate().filter_map(move |(at, &segment)| {
             let skip = if at == 0 { self.skip } else { 0 };
@@ -91,7 +91,7 @@ impl<'a> Data<'a> {
     }
 
     /// Bytes.
-    pub(super) fn len(self) -> u64 {
+    pub(in crate::virtio) fn len(self) -> u64 {
         self.pieces().map(|piece| u64::from(piece.len)).sum()
     }
 }

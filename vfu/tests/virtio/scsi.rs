@@ -1,0 +1,271 @@
+//! virtio-scsi: what the units say of themselves, what their commands do, and targets that come and go.
+
+use std::sync::Arc;
+
+use bdev::{Access, Op};
+use reactor::{CoreMask, Group, Handle};
+use vfu::{
+    endpoint::{self, Listener, Spec},
+    mock::{
+        client::Client,
+        memory::Memory,
+        packed::PackedDriver,
+        ring::DriverRing,
+        scsi::{Answer, ScsiDriver, lun},
+        split::SplitDriver,
+    },
+    virtio::{
+        scsi::{
+            ReservationTable, Scsi, TargetError, Targets,
+            spec::{control::tmf, event, response, status},
+        },
+        transport::{TransportOptions, VirtioPci, vectors},
+    },
+};
+
+use crate::{
+    recorder::Recorder,
+    rig::{Rig, pattern},
+};
+
+/// A SCSI endpoint named "scsi" with two request queues.
+struct Host {
+    rig: Rig,
+    targets: Targets,
+    table: ReservationTable,
+}
+
+impl Host {
+    fn new() -> Self {
+        let mut rig = Rig::new(2);
+        let targets = Targets::default();
+        serve(&mut rig, "scsi", &targets);
+        Self { rig, targets, table: ReservationTable::default() }
+    }
+
+    fn add(&self, target: u8, bdev: &str) {
+        add(&self.rig, &self.targets, &self.table, target, bdev);
+    }
+
+    fn driver<R: DriverRing>(&self) -> ScsiDriver<R> {
+        driver(&self.rig, "scsi")
+    }
+}
+
+fn serve(rig: &mut Rig, name: &str, targets: &Targets) {
+    let scsi = Scsi::new(targets, 2, 64, 1);
+    let transport = TransportOptions { packed_ring: true, ..TransportOptions::default() };
+    let reactors = rig.server.reactors().to_vec();
+    let mask: CoreMask = reactors.iter().map(Handle::core).collect();
+    let spec = Spec {
+        name: name.to_owned(),
+        listener: Listener::bind(&rig.path(name), 0o600).unwrap(),
+        reactors,
+        group: Group::new(name, mask),
+        vectors: vectors(4),
+        model: Box::new(move |home, bus| {
+            Box::new(VirtioPci::new(scsi, transport, home.clone(), Arc::clone(bus)))
+        }),
+    };
+    let handle = endpoint::start(spec).map_err(|error| error.to_string()).unwrap();
+    rig.server.adopt(handle);
+}
+
+fn add(rig: &Rig, targets: &Targets, table: &ReservationTable, target: u8, bdev: &str) {
+    let slot = targets.slot(target).unwrap();
+    let descriptor = rig.server.registry().open(bdev, Access::ReadWrite, slot.callback()).unwrap();
+    slot.add(Arc::new(descriptor), table).unwrap();
+}
+
+/// Connected, and past the unit attention that tells of the reset.
+fn driver<R: DriverRing>(rig: &Rig, name: &str) -> ScsiDriver<R> {
+    ScsiDriver::new(Client::connect(&rig.path(name)).unwrap(), Memory::new(8 << 20).unwrap(), 0).unwrap()
+}
+
+fn good<R: DriverRing>(driver: &mut ScsiDriver<R>, cdb: &[u8], out: &[u8], room: u32) -> Vec<u8> {
+    let answer = driver.run(lun(0, 0), cdb, out, room).unwrap();
+    assert_eq!((answer.response, answer.status), (response::OK, status::GOOD), "{cdb:02x?}: {answer:02x?}");
+    answer.data
+}
+
+fn sense(answer: &Answer) -> [u8; 3] {
+    assert_eq!((answer.response, answer.status), (response::OK, status::CHECK_CONDITION), "{answer:02x?}");
+    answer.sense
+}
+
+fn clear_attention<R: DriverRing>(driver: &mut ScsiDriver<R>) {
+    let answer = driver.run(lun(0, 0), &[0; 6], &[], 0).unwrap();
+    assert_eq!(sense(&answer), [6, 0x29, 3], "the device was reset");
+    good(driver, &[0; 6], &[], 0);
+}
+
+fn works<R: DriverRing>() {
+    let host = Host::new();
+    host.add(0, "Malloc0");
+    let mut driver = host.driver::<R>();
+    clear_attention(&mut driver);
+    let data = pattern(4096, 1);
+    let writes: [&[u8]; 4] = [
+        &[0x0a, 0, 0, 0, 8, 0],
+        &[0x2a, 0, 0, 0, 0, 8, 0, 0, 8, 0],
+        &[0xaa, 0, 0, 0, 0, 16, 0, 0, 0, 8, 0, 0],
+        &[0x8a, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0, 0, 8, 0, 0],
+    ];
+    for write in writes {
+        good(&mut driver, write, &data, 0);
+    }
+    let reads: [&[u8]; 4] = [
+        &[0x08, 0, 0, 24, 8, 0],
+        &[0x28, 0, 0, 0, 0, 16, 0, 0, 8, 0],
+        &[0xa8, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0],
+        &[0x88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0],
+    ];
+    for read in reads {
+        assert_eq!(good(&mut driver, read, &[], 4096), data);
+    }
+    let same = [0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0];
+    good(&mut driver, &same, &data[..512], 0);
+    assert_eq!(
+        good(&mut driver, reads[1], &[], 4096),
+        data[..512].repeat(8),
+        "768 blocks, in several requests"
+    );
+    let mut unmap = [0; 24];
+    (unmap[1], unmap[3], unmap[15], unmap[19]) = (22, 16, 16, 8);
+    good(&mut driver, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &unmap, 0);
+    assert_eq!(good(&mut driver, reads[1], &[], 4096), [0; 4096]);
+    good(&mut driver, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
+    good(&mut driver, &[0x2f, 0, 0, 0, 0, 0, 0, 0, 8, 0], &[], 0);
+}
+
+#[test]
+fn commands_of_every_length_work_on_a_split_ring() {
+    works::<SplitDriver>();
+}
+
+#[test]
+fn commands_of_every_length_work_on_a_packed_ring() {
+    works::<PackedDriver>();
+}
+
+#[test]
+fn unit_says_what_it_is() {
+    let host = Host::new();
+    host.add(0, "Malloc0");
+    let mut driver = host.driver::<SplitDriver>();
+    let inquiry = good(&mut driver, &[0x12, 0, 0, 0, 96, 0], &[], 96);
+    assert_eq!((inquiry[0], &inquiry[8..16]), (0, &b"RINGSIDE"[..]));
+    let pages = good(&mut driver, &[0x12, 1, 0, 0, 255, 0], &[], 255);
+    assert_eq!(pages[4..], [0, 0x80, 0x83, 0xb0, 0xb1, 0xb2]);
+    assert_eq!(good(&mut driver, &[0x12, 1, 0x80, 0, 255, 0], &[], 255)[4..], b"Malloc0"[..]);
+    assert_eq!(good(&mut driver, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0], &[], 16)[3], 8);
+    clear_attention(&mut driver);
+    assert_eq!(good(&mut driver, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 8), [0, 0, 0x7f, 0xff, 0, 0, 2, 0]);
+    let capacity = [0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0];
+    assert_eq!(good(&mut driver, &capacity, &[], 32)[..8], 0x7fff_u64.to_be_bytes());
+    assert_eq!(good(&mut driver, &[0x1a, 8, 0x3f, 0, 255, 0], &[], 255)[4], 8);
+    assert_eq!(good(&mut driver, &[0x03, 0, 0, 0, 18, 0], &[], 18)[2], 0, "no sense");
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_its_reason_and_the_next_command_works() {
+    let host = Host::new();
+    host.add(0, "Malloc0");
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+    let mut run = |lun, cdb: &[u8], out: &[u8], room| driver.run(lun, cdb, out, room).unwrap();
+    let read = |lba: u8, blocks: u8| [0x28, 0, 0, lba, 0, 0, 0, 0, blocks, 0];
+    assert_eq!(sense(&run(lun(0, 0), &[0xff; 6], &[], 0)), [5, 0x20, 0]);
+    assert_eq!(sense(&run(lun(0, 0), &read(1, 1), &[], 512)), [5, 0x21, 0]);
+    assert_eq!(sense(&run(lun(0, 3), &read(0, 1), &[], 512)), [5, 0x25, 0]);
+    assert_eq!(sense(&run(lun(0, 0), &[0x12, 1, 0x77, 0, 255, 0], &[], 255)), [5, 0x24, 0]);
+    assert_eq!(run(lun(0, 0), &read(0, 2), &[], 512).response, response::OVERRUN);
+    assert_eq!(run(lun(5, 0), &read(0, 1), &[], 512).response, response::BAD_TARGET);
+    assert_eq!(run([9; 8], &read(0, 1), &[], 512).response, response::BAD_TARGET);
+    let short = run(lun(0, 0), &read(0, 1), &[], 1024);
+    assert_eq!((short.status, short.residual, short.data.len()), (status::GOOD, 512, 512));
+}
+
+#[test]
+fn target_that_comes_and_goes_is_told_and_its_name_is_free_again() {
+    let host = Host::new();
+    let mut driver = host.driver::<SplitDriver>();
+    assert_eq!(driver.run(lun(0, 0), &[0; 6], &[], 0).unwrap().response, response::BAD_TARGET);
+
+    host.add(0, "Malloc0");
+    let came = driver.next_event().unwrap();
+    assert_eq!((came.event, came.reason, came.lun[1]), (event::TRANSPORT_RESET, event::RESCAN, 0));
+    assert_eq!(good(&mut driver, &[0x12, 0, 0, 0, 96, 0], &[], 96)[0], 0);
+    assert_eq!(host.targets.slot(0).err(), Some(TargetError::InUse(0)));
+    assert_eq!(host.targets.slot(8).err(), Some(TargetError::Number(8)));
+
+    host.targets.remove(0).unwrap();
+    let went = driver.next_event().unwrap();
+    assert_eq!((went.event, went.reason), (event::TRANSPORT_RESET, event::REMOVED));
+    assert_eq!(driver.run(lun(0, 0), &[0; 6], &[], 0).unwrap().response, response::BAD_TARGET);
+    assert_eq!(host.targets.remove(0), Err(TargetError::Missing(0)));
+}
+
+#[test]
+fn resized_and_removed_bdevs_are_told() {
+    let host = Host::new();
+    host.rig.server.registry().register(Arc::new(Recorder::new(|_| ()))).unwrap();
+    host.add(0, "Recorder0");
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+
+    host.rig.server.registry().resize("Recorder0", 4096).unwrap();
+    let resized = driver.next_event().unwrap();
+    assert_eq!((resized.event, resized.reason), (event::PARAM_CHANGE, event::CAPACITY_CHANGED));
+    assert_eq!(sense(&driver.run(lun(0, 0), &[0; 6], &[], 0).unwrap()), [6, 0x2a, 9]);
+
+    let (gone, wait) = std::sync::mpsc::channel();
+    host.rig.server.registry().delete("Recorder0", move || gone.send(()).unwrap()).unwrap();
+    assert_eq!(driver.next_event().unwrap().reason, event::REMOVED);
+    wait.recv_timeout(crate::rig::PATIENCE).unwrap();
+}
+
+#[test]
+fn task_management_answers_after_what_was_in_flight() {
+    let host = Host::new();
+    host.add(0, "Malloc0");
+    let mut driver = host.driver::<PackedDriver>();
+    clear_attention(&mut driver);
+    for function in [tmf::ABORT_TASK, tmf::LOGICAL_UNIT_RESET, tmf::I_T_NEXUS_RESET, tmf::CLEAR_ACA] {
+        assert_eq!(driver.manage(function, lun(0, 0)).unwrap(), response::FUNCTION_COMPLETE);
+        good(&mut driver, &[0; 6], &[], 0);
+    }
+    assert_eq!(driver.manage(tmf::ABORT_TASK, lun(6, 0)).unwrap(), response::BAD_TARGET);
+    assert_eq!(driver.manage(tmf::LOGICAL_UNIT_RESET, lun(0, 1)).unwrap(), response::INCORRECT_LUN);
+    assert_eq!(driver.manage(99, lun(0, 0)).unwrap(), response::FUNCTION_REJECTED);
+}
+
+#[test]
+fn reservation_of_one_endpoint_shuts_the_other_out_of_the_same_bdev() {
+    let mut host = Host::new();
+    let others = Targets::default();
+    serve(&mut host.rig, "other", &others);
+    let recorder = Recorder::new(|_| ());
+    let seen = recorder.seen();
+    host.rig.server.registry().register(Arc::new(recorder)).unwrap();
+    host.add(0, "Recorder0");
+    add(&host.rig, &others, &host.table, 0, "Recorder0");
+    let (mut one, mut two) = (host.driver::<SplitDriver>(), driver::<SplitDriver>(&host.rig, "other"));
+    clear_attention(&mut one);
+    clear_attention(&mut two);
+    let out = |action: u8, kind: u8| [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
+    let keys = |key: u8, new: u8| {
+        let mut keys = [0; 24];
+        (keys[7], keys[15]) = (key, new);
+        keys
+    };
+    good(&mut one, &out(0, 0), &keys(0, 1), 0);
+    good(&mut one, &out(1, 1), &keys(1, 0), 0);
+
+    let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    let refused = two.run(lun(0, 0), &write, &[0; 512], 0).unwrap();
+    assert_eq!(refused.status, status::RESERVATION_CONFLICT);
+    good(&mut one, &write, &[0; 512], 0);
+    assert_eq!(good(&mut two, &[0x5e, 0, 0, 0, 0, 0, 0, 0, 255, 0], &[], 255)[15], 1, "the key can be read");
+    assert_eq!(*seen.lock().unwrap(), [(Op::Write { fua: false }, 0, 1)]);
+}
