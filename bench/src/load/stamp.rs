@@ -1,6 +1,6 @@
 //! What a verified block contains: every sector says where it belongs and from which write it is.
 //!
-//! [`super::ledger`] keeps which write that has to be. A stamp covers the whole sector, so that data that is stale
+//! The ledger keeps which write that has to be. A stamp covers the whole sector, so that data that is stale
 //! (an older write), misplaced (another address), torn (parts of two writes) or foreign (nobody's) is told apart.
 
 use vfu::virtio::spec::blk::SECTOR;
