@@ -1,10 +1,11 @@
 //! `ringside-bench`: measures block devices behind vfio-user sockets, without a VM.
 //!
-//! One subcommand is one file or folder: [`load`] drives a disk, [`serve`] is a disk to drive where nothing else is
+//! One subcommand is one file or folder: [`load`] drives a disk, [`idle`] leaves disks alone, [`serve`] is a disk to drive where nothing else is
 //! there. Needs no root, no hugepages and no configuration.
 
 mod affinity;
 mod host;
+mod idle;
 mod load;
 mod serve;
 
@@ -23,6 +24,8 @@ struct Cli {
 enum Command {
     /// Drives virtio-blk disks from one core and prints what they do
     Load(load::Args),
+    /// Leaves disks alone and tells what that costs the target
+    Idle(idle::Args),
     /// Serves one disk, for a load generator to drive
     Serve(serve::Args),
 }
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Load(args) => load::run(args),
+        Command::Idle(args) => idle::run(args),
         Command::Serve(args) => serve::run(args),
     };
     match done {
