@@ -14,7 +14,6 @@ mod describe;
 mod error;
 mod io_channel;
 pub mod iov;
-pub mod method;
 mod notify;
 mod ready;
 pub mod registry;

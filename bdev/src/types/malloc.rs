@@ -7,13 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::BdevType;
 use crate::arena::Memory;
-use crate::method::{self, Method, MethodError, Reply};
 use crate::ready::ReadyRing;
 use crate::{
     Bdev, BdevInfo, Channel, Completion, Error, IoVec, MAX_SEGMENTS, OpKind, OpenError, Registered, Registry,
@@ -29,54 +27,44 @@ const INLINE_BYTES: usize = 256 << 10;
 const STEP_BYTES: usize = 1 << 20;
 const _: () = assert!(INLINE_BYTES <= STEP_BYTES);
 
-pub(super) const TYPE: BdevType = BdevType {
-    name: NAME,
-    product_name: PRODUCT_NAME,
-    methods: &[
-        Method { name: "bdev_malloc_create", call: create },
-        Method { name: "bdev_malloc_delete", call: delete },
-    ],
-};
+pub(super) const TYPE: BdevType = BdevType { name: NAME, product_name: PRODUCT_NAME };
 
 /// The params of `bdev_malloc_create`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct MallocParams {
     /// Name of the new bdev; `Malloc<N>` if absent.
-    #[serde(default, deserialize_with = "method::present")]
+    #[serde(default)]
     pub name: Option<String>,
     /// Logical block in bytes.
-    #[serde(deserialize_with = "method::number")]
     pub block_size: u32,
     /// Size in blocks.
-    #[serde(deserialize_with = "method::number")]
     pub num_blocks: u64,
     /// UUID; random if absent or nil.
-    #[serde(default, deserialize_with = "method::present")]
+    #[serde(default)]
     pub uuid: Option<Uuid>,
     /// Blocks that requests should not cross a multiple of; memory has no boundary, so it is only reported.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub optimal_io_boundary: u32,
     /// Metadata per block; only 0 is supported.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub md_size: u32,
     /// Only looked at with metadata.
     #[serde(default)]
     pub md_interleave: bool,
     /// Protection information; only 0 is supported.
-    #[serde(default, deserialize_with = "method::signed_number")]
+    #[serde(default)]
     pub dif_type: i32,
     /// Only looked at with protection information.
     #[serde(default)]
     pub dif_is_head_of_md: bool,
     /// Physical block in bytes; the logical one if 0.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub physical_block_size: u32,
     /// Only looked at with protection information.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub dif_pi_format: u32,
     /// NUMA node of the memory; -1 for any.
-    #[serde(default = "any_node", deserialize_with = "method::signed_number")]
+    #[serde(default = "any_node")]
     pub numa_id: i32,
 }
 
@@ -350,8 +338,8 @@ impl Channel for MallocChannel {
     }
 }
 
-/// Creates and registers a malloc bdev.
-pub(crate) fn make(registry: &Registry, mut params: MallocParams) -> Result<Arc<Registered>, Error> {
+/// Creates and registers a malloc bdev. Backs all of it with memory, so it may take a while.
+pub fn create(registry: &Registry, mut params: MallocParams) -> Result<Arc<Registered>, Error> {
     // Checked before a number is taken and memory is touched for a name that cannot be had.
     params.check()?;
     let name = params.name.take().unwrap_or_else(|| registry.auto_name("Malloc"));
@@ -359,13 +347,4 @@ pub(crate) fn make(registry: &Registry, mut params: MallocParams) -> Result<Arc<
         return Err(Error::Exists { name });
     }
     registry.register(Arc::new(Malloc::new(name, &params)?))
-}
-
-fn create(registry: &Arc<Registry>, params: Option<&RawValue>, reply: Reply) {
-    let made = method::decode(params).and_then(|p| make(registry, p).map_err(MethodError::from));
-    reply(made.map(|bdev| Value::from(bdev.name())));
-}
-
-fn delete(registry: &Arc<Registry>, params: Option<&RawValue>, reply: Reply) {
-    method::delete_of_type(registry, NAME, params, reply);
 }

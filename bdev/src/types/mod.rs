@@ -2,13 +2,11 @@
 //!
 //! Nothing else in the project names a type.
 
-mod malloc;
-mod null;
+pub mod malloc;
+pub mod null;
 
 pub use malloc::{Malloc, MallocParams};
 pub use null::{Null, NullParams};
-
-use crate::method::Method;
 
 /// One type of bdev.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +15,6 @@ pub struct BdevType {
     pub name: &'static str,
     /// What `bdev_get_bdevs` calls it.
     pub product_name: &'static str,
-    /// The RPC methods that make, change and delete bdevs of this type.
-    pub methods: &'static [Method],
 }
 
 /// Every type, in the order in which `save_config` writes them.

@@ -5,14 +5,11 @@
 
 use std::sync::Arc;
 
-use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::BdevType;
-use crate::method::{self, Method, MethodError, Reply};
 use crate::ready::ReadyRing;
 use crate::{
     Bdev, BdevInfo, Channel, Completion, Error, OpKind, OpenError, Registered, Registry, Rejected, Request,
@@ -23,67 +20,56 @@ const NAME: &str = "null";
 const PRODUCT_NAME: &str = "Null disk";
 const MIB: u64 = 1 << 20;
 
-pub(super) const TYPE: BdevType = BdevType {
-    name: NAME,
-    product_name: PRODUCT_NAME,
-    methods: &[
-        Method { name: "bdev_null_create", call: create },
-        Method { name: "bdev_null_delete", call: delete },
-        Method { name: "bdev_null_resize", call: resize },
-    ],
-};
+pub(super) const TYPE: BdevType = BdevType { name: NAME, product_name: PRODUCT_NAME };
 
 /// The params of `bdev_null_create`.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub struct NullParams {
     /// Name of the new bdev.
     pub name: String,
     /// Logical block in bytes.
-    #[serde(deserialize_with = "method::number")]
     pub block_size: u32,
     /// Size in blocks.
-    #[serde(deserialize_with = "method::number")]
     pub num_blocks: u64,
     /// UUID; random if absent, refused here if it is none.
-    #[serde(default, deserialize_with = "method::present", skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub uuid: Option<String>,
     /// Physical block in bytes; the logical one if absent.
-    #[serde(default, deserialize_with = "method::present_number", skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub physical_block_size: Option<u32>,
     /// Metadata per block; only 0 is supported.
-    #[serde(default, deserialize_with = "method::number", skip_serializing)]
+    #[serde(default)]
     pub md_size: u32,
     /// Protection information; only 0 is supported.
-    #[serde(default, deserialize_with = "method::signed_number", skip_serializing)]
+    #[serde(default)]
     pub dif_type: i32,
     /// Only looked at with protection information.
-    #[serde(default, deserialize_with = "method::number", skip_serializing)]
+    #[serde(default)]
     pub dif_pi_format: u32,
     /// Only looked at with protection information.
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     pub dif_is_head_of_md: bool,
     /// Hint, in blocks.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub preferred_write_granularity: u32,
     /// Hint, in blocks.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub preferred_write_alignment: u32,
     /// Hint, in blocks.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub optimal_write_size: u32,
     /// Hint, in blocks.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub preferred_unmap_granularity: u32,
     /// Hint, in blocks.
-    #[serde(default, deserialize_with = "method::number")]
+    #[serde(default)]
     pub preferred_unmap_alignment: u32,
 }
 
 impl NullParams {
     /// The checks SPDK makes, in its order and with its texts.
-    fn check(&self) -> Result<Option<Uuid>, MethodError> {
-        let invalid = |text: String| MethodError::errno(Errno::INVAL, text);
+    fn check(&self) -> Result<Option<Uuid>, Error> {
+        let invalid = Error::Invalid;
         if !matches!(self.md_size, 0 | 8 | 16 | 32 | 64 | 128) {
             return Err(invalid(format!("metadata size {} is not supported", self.md_size)));
         }
@@ -109,7 +95,7 @@ impl NullParams {
             return Err(invalid("Interleaved metadata size should be set for DIF".to_owned()));
         }
         if self.md_size != 0 {
-            return Err(MethodError::errno(Errno::OPNOTSUPP, "Metadata is not supported"));
+            return Err(Error::Unsupported("Metadata is not supported".to_owned()));
         }
         Ok(uuid)
     }
@@ -123,7 +109,7 @@ pub struct Null {
 
 impl Null {
     /// Builds one; register it to have it.
-    pub fn new(params: NullParams) -> Result<Null, MethodError> {
+    pub fn new(params: NullParams) -> Result<Null, Error> {
         let uuid = params.check()?;
         let mut info = BdevInfo::new(NAME, PRODUCT_NAME, params.name, params.block_size, params.num_blocks);
         info.uuid = uuid.unwrap_or(info.uuid);
@@ -200,38 +186,17 @@ impl Channel for NullChannel {
 }
 
 /// Creates and registers a null bdev.
-pub(crate) fn make(registry: &Registry, params: NullParams) -> Result<Arc<Registered>, MethodError> {
-    Ok(registry.register(Arc::new(Null::new(params)?))?)
+pub fn create(registry: &Registry, params: NullParams) -> Result<Arc<Registered>, Error> {
+    registry.register(Arc::new(Null::new(params)?))
 }
 
-fn create(registry: &Arc<Registry>, params: Option<&RawValue>, reply: Reply) {
-    let made = method::decode(params).and_then(|p| make(registry, p));
-    reply(made.map(|bdev| Value::from(bdev.name())));
-}
-
-fn delete(registry: &Arc<Registry>, params: Option<&RawValue>, reply: Reply) {
-    method::delete_of_type(registry, NAME, params, reply);
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ResizeParams {
-    name: String,
-    /// In MiB.
-    #[serde(deserialize_with = "method::number")]
-    new_size: u64,
-}
-
-fn resize(registry: &Arc<Registry>, params: Option<&RawValue>, reply: Reply) {
-    let resized = method::decode(params).and_then(|p: ResizeParams| {
-        let bdev = registry.get(&p.name)?;
-        let info = bdev.info();
-        // Compared in whole MiB, as SPDK does: a bdev of 1.5 MiB may be "resized" to 1.
-        let is_shrink = p.new_size < info.size_bytes() / MIB;
-        let bytes = p.new_size.checked_mul(MIB).filter(|_| info.type_name == NAME && !is_shrink);
-        let bytes = bytes.ok_or_else(|| Error::Invalid(format!("{} MiB is no new size", p.new_size)))?;
-        registry.resize(&p.name, bytes / u64::from(info.block_size))?;
-        Ok(Value::Bool(true))
-    });
-    reply(resized);
+/// Grows a null bdev to `new_size_mib` MiB.
+pub fn resize(registry: &Registry, name: &str, new_size_mib: u64) -> Result<(), Error> {
+    let bdev = registry.get(name)?;
+    let info = bdev.info();
+    // Compared in whole MiB, as SPDK does: a bdev of 1.5 MiB may be "resized" to 1.
+    let is_shrink = new_size_mib < info.size_bytes() / MIB;
+    let bytes = new_size_mib.checked_mul(MIB).filter(|_| info.type_name == NAME && !is_shrink);
+    let bytes = bytes.ok_or_else(|| Error::Invalid(format!("{new_size_mib} MiB is no new size")))?;
+    registry.resize(name, bytes / u64::from(info.block_size))
 }

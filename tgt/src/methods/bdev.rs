@@ -33,6 +33,16 @@ pub(super) fn failed(error: &bdev::Error) -> RpcError {
     RpcError::errno(error.errno())
 }
 
+/// As [`failed`], for methods that say themselves what is wrong with their params.
+pub(super) fn failed_in_words(error: &bdev::Error) -> RpcError {
+    match error {
+        bdev::Error::Invalid(text) | bdev::Error::Unsupported(text) => {
+            RpcError::new(-error.errno(), text.clone())
+        }
+        _ => failed(error),
+    }
+}
+
 /// Deletes a bdev of a type; `true` when everyone has closed it and it is gone.
 pub(super) fn delete_of_type(target: &Arc<Target>, type_name: &'static str, params: Params) -> Pending {
     #[derive(Deserialize)]

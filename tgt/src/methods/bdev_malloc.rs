@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::bdev::types::{Malloc, MallocParams};
+use ::bdev::types::malloc;
 use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints};
 
 use super::{DECODE_FAILED, bdev};
@@ -57,11 +57,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
 ];
 
 fn create(target: &Arc<Target>, params: Params) -> Outcome {
-    let mut params: MallocParams = params.parse()?;
-    let name = params.name.take().unwrap_or_else(|| target.registry.auto_name("Malloc"));
-    let malloc = Malloc::new(name.clone(), &params).map_err(|error| bdev::failed(&error))?;
-    target.registry.register(Arc::new(malloc)).map_err(|error| bdev::failed(&error))?;
-    Ok(name.into())
+    let made = malloc::create(&target.registry, params.parse()?).map_err(|error| bdev::failed(&error))?;
+    Ok(made.name().into())
 }
 
 fn delete(target: Arc<Target>, params: Params) -> Pending {

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use ::bdev::types::{Null, NullParams};
-use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints, RpcError};
+use ::bdev::types::null;
+use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints};
+use serde::Deserialize;
 
 use super::{DECODE_FAILED, bdev};
 use crate::target::Target;
@@ -56,14 +57,32 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .params(&[Param::required("name", Kind::String, "null bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Delete a null bdev"),
+    Method::sync("bdev_null_resize", "bdev_null", resize)
+        .params(&[
+            Param::required("name", Kind::String, "null bdev name").cli(Cli::Positional),
+            Param::required("new_size", Kind::U64, "new size of bdev for resize operation. The unit is MiB")
+                .cli(Cli::Positional),
+        ])
+        .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
+        .help("Resize a null bdev")
+        .prints(Prints::Bare),
 ];
 
 fn create(target: &Arc<Target>, params: Params) -> Outcome {
-    let params: NullParams = params.parse()?;
-    let name = params.name.clone();
-    let null = Null::new(params).map_err(|error| RpcError::new(error.code, error.message))?;
-    target.registry.register(Arc::new(null)).map_err(|error| bdev::failed(&error))?;
-    Ok(name.into())
+    let made =
+        null::create(&target.registry, params.parse()?).map_err(|error| bdev::failed_in_words(&error))?;
+    Ok(made.name().into())
+}
+
+fn resize(target: &Arc<Target>, params: Params) -> Outcome {
+    #[derive(Deserialize)]
+    struct Resize {
+        name: String,
+        new_size: u64,
+    }
+    let Resize { name, new_size } = params.parse()?;
+    null::resize(&target.registry, &name, new_size).map_err(|error| bdev::failed(&error))?;
+    Ok(true.into())
 }
 
 fn delete(target: Arc<Target>, params: Params) -> Pending {
