@@ -39,7 +39,15 @@ pub trait Bdev: Send + Sync {
     }
 
     /// The entry that recreates this bdev, for `save_config`: method name and params.
-    fn config(&self) -> Option<(&'static str, Value)>;
+    /// `None` for what is recreated by other means: parts of a stack, by its [`Virtual`](crate::stack::Virtual).
+    fn config(&self) -> Option<(&'static str, Value)> {
+        None
+    }
+
+    /// The size that the backend has now, in blocks, which may be another than the one published.
+    fn measure(&self) -> Result<u64, Error> {
+        Ok(self.num_blocks())
+    }
 
     /// How worn the medium is. May be asked on a reactor: must not wait.
     fn lifetime(&self) -> Lifetime {
@@ -94,13 +102,16 @@ pub struct BdevInfo {
     /// Write-zeroes without unmap overwrites the medium in place, so that nothing can give the old content back (device
     /// models offer secure erase).
     pub zeroes_overwrite: bool,
-    /// What base and length of every vector must be a multiple of, in bytes; a power of two, 1 for none.
+    /// What base and length of every vector must be a multiple of, in bytes; a power of two, 1 for none. Requests
+    /// with other memory go through buffers.
     pub buf_align: u32,
     /// Most vectors of one request.
     pub max_segments: u32,
-    /// Most blocks of one read or write; 0 for no limit.
+    /// Most blocks of one read or write that the type takes; 0 for no limit. Longer ones are cut.
     pub max_io_blocks: u32,
-    /// Requests should not cross a multiple of this; 0 for none.
+    /// What reads and writes are cut at before the type sees them.
+    pub boundary: Boundary,
+    /// Requests should not cross a multiple of this; 0 for none. A hint: see `boundary` for what is kept to.
     pub optimal_io_boundary: u32,
     /// Start writes at a multiple of this.
     pub preferred_write_alignment: u32,
@@ -115,6 +126,20 @@ pub struct BdevInfo {
     /// NUMA node of the memory, where known.
     pub numa_id: Option<i32>,
     pub(crate) num_blocks: AtomicU64,
+}
+
+/// What a read or write of a bdev never crosses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boundary {
+    /// Nothing.
+    None,
+    /// Multiples of `1 << shift` blocks.
+    Every {
+        /// As a power of two.
+        shift: u32,
+    },
+    /// These blocks, ascending.
+    At(Box<[u64]>),
 }
 
 /// Vectors of one request that every type can take; also the kernel's limit for readv and io_uring (IOV_MAX).
@@ -143,6 +168,7 @@ impl BdevInfo {
             buf_align: 1,
             max_segments: MAX_SEGMENTS,
             max_io_blocks: 0,
+            boundary: Boundary::None,
             optimal_io_boundary: 0,
             preferred_write_alignment: 0,
             preferred_write_granularity: 0,

@@ -15,8 +15,8 @@ use crate::{Completion, Rejected, Request};
 /// channels of one bdev are independent, and what they share the type keeps safe by itself.
 ///
 /// **Who checks.** The wrapper has checked before `submit`: the operation is supported, the range lies inside
-/// the bdev, the vectors add up to the length and are aligned and as few as [`BdevInfo`](crate::BdevInfo)
-/// says, a change is allowed, the token is below the depth and not in flight, and fewer than `depth` requests
+/// the bdev, the vectors add up to the length and are aligned as [`BdevInfo`](crate::BdevInfo) says, a read or write is no
+/// longer and crosses no boundary (what does is cut, and goes through buffers where it must), a change is allowed, the token is below the depth and not in flight, and fewer than `depth` requests
 /// are in flight. A type may rely on that for correctness and not for memory safety. The range was inside the
 /// bdev when checked; a shrink is refused while the bdev is open, so it still is.
 ///
@@ -54,9 +54,24 @@ pub trait Channel {
     /// Hands out finished requests, at most as many as `done` has room for. Returns how many.
     fn reap(&mut self, done: &mut [Completion]) -> usize;
 
-    /// A descriptor that polls readable while completions wait, for a reactor that wants to sleep; level
-    /// triggered, the caller never reads it. `None`: completions show by polling `reap` only, so who has
-    /// requests in flight keeps polling.
+    /// Asked before the caller sleeps with requests in flight: has [`event_fd`](Self::event_fd) polled readable
+    /// as soon as one completes, and looks again. False: there is something to do at once, or no way to be told;
+    /// the caller goes on polling. The next `reap` ends it.
+    fn arm(&mut self) -> bool {
+        self.event_fd().is_some()
+    }
+
+    /// The bdev is being removed: what waits for something that may never come ends now.
+    fn removed(&mut self) {}
+
+    /// Tells the time in ticks, at the start of a pass, to types that wait.
+    fn set_now(&mut self, tick: u64) {
+        let _ = tick;
+    }
+
+    /// A descriptor that polls readable while completions wait, for a reactor that wants to sleep and has called
+    /// [`arm`](Self::arm); level triggered, the caller never reads it. `None`: completions show by polling `reap`
+    /// only, so who has requests in flight keeps polling.
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }

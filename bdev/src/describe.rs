@@ -46,6 +46,13 @@ pub struct RateLimits {
     pub w_mbytes_per_sec: u64,
 }
 
+impl RateLimits {
+    /// Whether there is one.
+    pub fn any(&self) -> bool {
+        self.rw_ios_per_sec | self.rw_mbytes_per_sec | self.r_mbytes_per_sec | self.w_mbytes_per_sec != 0
+    }
+}
+
 /// The operations SPDK's clients ask about; those this crate has no word for are not supported by any type.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 #[expect(missing_docs, reason = "the fields are the keys of the reply")]
@@ -167,7 +174,7 @@ impl Registered {
             preferred_unmap_granularity: info.preferred_unmap_granularity,
             uuid: info.uuid,
             numa_id: info.numa_id,
-            assigned_rate_limits: RateLimits::default(),
+            assigned_rate_limits: self.qos(),
             claimed: claim.is_some(),
             claim_type: claim.map(|kind| kind.name()),
             zoned: false,

@@ -91,6 +91,16 @@ impl IoVec {
         n
     }
 
+    /// Copies the other vector in, from its start, as far as both reach.
+    #[inline]
+    pub(crate) fn copy_from_vector(&self, other: IoVec) {
+        let n = self.len.min(other.len);
+        if n > 0 {
+            // SAFETY: both makers vouch for their bytes. `copy`: the vectors may lie over each other.
+            unsafe { std::ptr::copy(other.base, self.base, n) };
+        }
+    }
+
     /// Sets `len` bytes from `offset` on to `byte`. Returns how many: fewer than asked at the end of the
     /// vector.
     #[inline]

@@ -8,27 +8,39 @@
 pub mod arena;
 mod bdev;
 mod channel;
+mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod describe;
 mod error;
+mod file;
+mod histogram;
 mod io_channel;
+pub mod iobuf;
 pub mod iov;
 mod notify;
+mod qos;
 mod ready;
 pub mod registry;
 mod request;
+mod ring;
+pub mod stack;
 mod stats;
 pub mod types;
 
-pub use bdev::{Bdev, BdevInfo, Lifetime, MAX_SEGMENTS};
+pub use bdev::{Bdev, BdevInfo, Boundary, Lifetime, MAX_SEGMENTS};
 pub use channel::Channel;
+pub use clock::{set_ticks_per_second, ticks_per_second};
 pub use describe::{Description, IoStatDescription, IoTypes, RateLimits};
 pub use error::{Error, OpenError, strerror};
+pub use histogram::{HistogramReading, HistogramSpec};
 pub use io_channel::IoChannel;
 pub use iov::IoVec;
 pub use notify::{Notification, Notifications};
-pub use registry::{Access, Change, ClaimKind, Descriptor, Event, Registered, Registry};
+pub use qos::QosParams;
+pub use registry::{
+    Access, BdevOptions, Change, ClaimKind, Descriptor, Event, QueueDepth, Registered, Registry,
+};
 pub use request::{Completion, Op, OpKind, Rejected, Request, Status, Token};
 pub use stats::{IoStats, KindStats, ResetMode};
 pub use types::{BdevType, TYPES};

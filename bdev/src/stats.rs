@@ -122,6 +122,8 @@ pub(crate) struct ChannelCounters {
     /// Epoch that the extremes belong to.
     epoch: AtomicU32,
     thread_id: AtomicU64,
+    /// As of the end of the last pass; for sampling.
+    in_flight: AtomicU32,
 }
 
 #[inline]
@@ -136,6 +138,7 @@ impl ChannelCounters {
             errors: Default::default(),
             epoch: AtomicU32::new(epoch),
             thread_id: AtomicU64::new(0),
+            in_flight: AtomicU32::new(0),
         };
         counters.clear_extremes(epoch);
         counters
@@ -174,6 +177,12 @@ impl ChannelCounters {
 
     pub(crate) fn set_thread_id(&self, id: u64) {
         self.thread_id.store(id, Ordering::Relaxed);
+    }
+
+    /// Tells how many requests are in flight. Writer only.
+    #[inline]
+    pub(crate) fn set_in_flight(&self, in_flight: u32) {
+        self.in_flight.store(in_flight, Ordering::Relaxed);
     }
 
     fn read(&self, epoch: u32) -> IoStats {
@@ -233,6 +242,11 @@ impl BdevCounters {
             let live = inner.live.swap_remove(at);
             inner.closed.add(&counters.read(epoch).since(&live.baseline));
         }
+    }
+
+    /// Requests in flight on all channels.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.lock().live.iter().map(|live| u64::from(live.counters.in_flight.load(Ordering::Relaxed))).sum()
     }
 
     pub(crate) fn total(&self, epoch: u32) -> IoStats {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bdev::Registry;
+use bdev::{Notifications, Registry};
 use reactor::{Group, Handle};
 use rpc::{Stage, State};
 use tokio::sync::{Notify, watch};
@@ -11,6 +11,7 @@ use crate::{
     config::load::{LoadError, Loader},
     cores::CoreClaims,
     endpoints::Endpoints,
+    methods::bdev_raid::RaidOptions,
     monitor::Monitor,
     scheduler::Scheduler,
 };
@@ -49,6 +50,10 @@ pub(crate) struct Target {
     launch: Mutex<Option<Launch>>,
     /// Set to the exit status when the target cannot go on.
     failed: watch::Sender<Option<u8>>,
+    /// What happened to bdevs.
+    pub(crate) notifications: Arc<Notifications>,
+    /// The options of `bdev_raid_set_options`.
+    pub(crate) raid_options: Mutex<RaidOptions>,
     /// SPDK's clients expect a thread of this name (`app_thread`, id 1).
     _app_thread: Group,
 }
@@ -62,6 +67,10 @@ impl Target {
         core_claims: CoreClaims,
     ) -> Self {
         let registry = Registry::new();
+        let notifications = Notifications::watching(&registry);
+        if let Some(reactor) = reactors.first() {
+            bdev::set_ticks_per_second(reactor.clock().ticks_per_second());
+        }
         let bdev_appeared = Arc::new(Notify::new());
         let appeared = Arc::clone(&bdev_appeared);
         registry.watch(move |_change, _bdev| appeared.notify_waiters());
@@ -76,8 +85,16 @@ impl Target {
             bdev_appeared,
             launch: Mutex::new(None),
             failed: watch::Sender::new(None),
+            notifications,
+            raid_options: Mutex::default(),
             _app_thread: app_thread,
         }
+    }
+
+    /// Ticks of a second, and the tick it is, by the reactors' clock.
+    pub(crate) fn clock(&self) -> (u64, u64) {
+        let clock = self.reactors.first().map(Handle::clock);
+        clock.map_or((0, 0), |clock| (clock.ticks_per_second(), clock.now().raw()))
     }
 
     /// Ticks of the clock in a second.
@@ -101,7 +118,6 @@ impl Target {
     /// A call fails. The target ends with it; no client sees what was loaded.
     pub(crate) async fn initialise(&self) -> Result<(), Failed> {
         self.stage.pause();
-        self.stage.enter_runtime();
         let launch = self.launch.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Launch { loader, then }) = launch {
             if let Err(error) = loader.pass(State::Runtime).await {

@@ -7,6 +7,7 @@
 
 mod budget;
 mod hugepage;
+mod memfd;
 mod meminfo;
 mod pages;
 
@@ -17,6 +18,7 @@ use crate::{Error, IoVec};
 
 pub use budget::{bytes_taken, set_budget};
 pub use hugepage::HugepageArena;
+pub use memfd::MemfdArena;
 pub use pages::PageArena;
 
 /// What memory is made of.
@@ -171,6 +173,12 @@ impl StaticBuffer {
     /// `len` zeroed bytes, aligned to a page.
     pub fn new(len: usize) -> Result<StaticBuffer, Error> {
         let memory = Memory::over(Box::new(PageArena::new(len)?));
+        Ok(StaticBuffer { memory: Box::leak(Box::new(memory)) })
+    }
+
+    /// As [`new`](Self::new), but not touched: pages come when they are first used.
+    pub(crate) fn untouched(len: usize) -> Result<StaticBuffer, Error> {
+        let memory = Memory::over(Box::new(PageArena::untouched(len)?));
         Ok(StaticBuffer { memory: Box::leak(Box::new(memory)) })
     }
 

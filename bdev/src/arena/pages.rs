@@ -31,6 +31,15 @@ impl PageArena {
     /// Refused when that is more than the system says it can spare: mapping it would succeed, and touching it
     /// would have the kernel kill some process.
     pub fn new(len: usize) -> Result<PageArena, Error> {
+        let arena = PageArena::untouched(len)?;
+        // SAFETY: just mapped, by us alone.
+        unsafe { prefault(arena.base, arena.mapped) }
+            .map_err(|_errno| Error::NoMemory { len_bytes: len as u64 })?;
+        Ok(arena)
+    }
+
+    /// As [`new`](Self::new), but backed as it is used.
+    pub(super) fn untouched(len: usize) -> Result<PageArena, Error> {
         let no_memory = || Error::NoMemory { len_bytes: len as u64 };
         if len == 0 {
             return Err(Error::Invalid("memory of no bytes".to_owned()));
@@ -47,8 +56,6 @@ impl PageArena {
             // SAFETY: advice on our own fresh mapping; contents do not change.
             let _ = unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxHugepage) };
         }
-        // SAFETY: just mapped, by us alone.
-        unsafe { prefault(base, mapped) }.map_err(|_errno| no_memory())?;
         Ok(arena)
     }
 }

@@ -42,7 +42,7 @@ macro_rules! conformance_suite {
             describes_itself_consistently,
             refuses_ranges_outside_the_bdev,
             refuses_vectors_that_do_not_add_up,
-            refuses_misaligned_and_too_many_vectors,
+            refuses_too_many_vectors_and_takes_misaligned_ones,
             refuses_tokens_out_of_range_or_in_flight,
             refuses_operations_it_does_not_support,
             refuses_changes_through_a_read_only_descriptor,

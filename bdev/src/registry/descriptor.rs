@@ -145,8 +145,10 @@ impl Descriptor {
         if registered.is_removed() {
             return Err(Error::NoSuchDevice { name: registered.name().to_owned() });
         }
-        let inner = registered.bdev().open_channel(depth)?;
-        Ok(IoChannel::new(self.open.clone(), depth, inner, registered.open_counters()))
+        let counters = registered.open_counters();
+        let closed = counters.clone();
+        IoChannel::new(self.open.clone(), depth, counters)
+            .inspect_err(|_unopened| registered.close_counters(&closed))
     }
 }
 

@@ -7,25 +7,30 @@
 //! (`registered.rs`), then its counters. None is held while a callback runs.
 
 mod claim;
+mod config;
 mod descriptor;
 mod directory;
 mod reaper;
 mod registered;
+mod services;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Weak};
 
 pub use claim::ClaimKind;
+pub use config::BdevOptions;
 pub use descriptor::{Access, Descriptor, Event};
 pub use directory::Change;
 pub use registered::Registered;
+pub use services::QueueDepth;
 
 pub(crate) use descriptor::Open;
 pub(crate) use registered::Gate;
 
 use crate::{Bdev, Error, OpenError};
+use config::Configured;
 use directory::Directory;
 use reaper::Retired;
 
@@ -33,6 +38,8 @@ use reaper::Retired;
 pub struct Registry {
     directory: Arc<Directory>,
     reaper: Sender<Retired>,
+    configured: Configured,
+    me: Weak<Registry>,
 }
 
 impl Registry {
@@ -41,7 +48,12 @@ impl Registry {
     pub fn new() -> Arc<Registry> {
         let directory = Arc::<Directory>::default();
         let reaper = reaper::start(Arc::downgrade(&directory));
-        Arc::new(Registry { directory, reaper })
+        Arc::new_cyclic(|me| Registry {
+            directory,
+            reaper,
+            configured: Configured::default(),
+            me: me.clone(),
+        })
     }
 
     /// Adds a bdev under its name and its UUID.
@@ -51,6 +63,7 @@ impl Registry {
         let info = registered.info();
         let (blocks, block_size) = (info.num_blocks(), info.block_size);
         tracing::info!(bdev = %info.name, kind = info.type_name, blocks, block_size, "bdev registered");
+        self.show(&registered);
         Ok(registered)
     }
 

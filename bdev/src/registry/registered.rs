@@ -8,11 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::claim::{Claims, Refused};
 use super::descriptor::Open;
+use super::services::QueueDepth;
+use super::services::Services;
 use crate::stats::{BdevCounters, ChannelCounters};
-use crate::{Bdev, BdevInfo, ClaimKind, Error, IoStats, ResetMode};
+use crate::{
+    Bdev, BdevInfo, ClaimKind, Error, HistogramReading, HistogramSpec, IoStats, QosParams, RateLimits,
+    ResetMode,
+};
 
 /// One word that channels look at to learn of changes on the control path: bit 0 that the bdev is removed,
-/// above it the epoch of the latency extremes, to which later services add their own.
+/// above it the epoch of everything a channel looks up again: latency extremes, rate limits, histograms.
 #[derive(Debug, Default)]
 pub(crate) struct Gate(AtomicU32);
 
@@ -33,10 +38,6 @@ impl Gate {
 
     pub(crate) const fn epoch_of(word: u32) -> u32 {
         word / Gate::EPOCH_ONE
-    }
-
-    fn epoch(&self) -> u32 {
-        Gate::epoch_of(self.word())
     }
 
     fn next_epoch(&self) {
@@ -71,6 +72,7 @@ pub struct Registered {
     bdev: Arc<dyn Bdev>,
     gate: Arc<Gate>,
     counters: BdevCounters,
+    services: Services,
     control: Mutex<Control>,
     /// Place in the order of creation.
     pub(super) seq: u64,
@@ -83,6 +85,7 @@ impl Registered {
             bdev,
             gate: Arc::default(),
             counters: BdevCounters::default(),
+            services: Services::default(),
             control: Mutex::new(Control {
                 state: State::Live,
                 claims: Claims::default(),
@@ -135,20 +138,67 @@ impl Registered {
 
     /// Counters summed over all channels, open and closed, since creation or the last reset.
     pub fn stats(&self) -> IoStats {
-        self.counters.total(self.gate.epoch())
+        self.counters.total(self.stats_epoch())
     }
 
     /// Counters of each open channel, with the id of the thread that drives it.
     pub fn channel_stats(&self) -> Vec<(u64, IoStats)> {
-        self.counters.per_channel(self.gate.epoch())
+        self.counters.per_channel(self.stats_epoch())
     }
 
     /// Clears counters. Channels go on counting without noticing.
     pub fn reset_stats(&self, mode: ResetMode) {
-        self.counters.reset(mode, self.gate.epoch());
+        self.counters.reset(mode, self.stats_epoch());
         if matches!(mode, ResetMode::All | ResetMode::Maxmin) {
+            self.services.next_stats_epoch();
             self.gate.next_epoch();
         }
+    }
+
+    /// Sets rate limits, for all channels together.
+    pub fn set_qos(&self, params: QosParams) -> Result<(), Error> {
+        self.services.qos().set(params)?;
+        self.gate.next_epoch();
+        Ok(())
+    }
+
+    /// The rate limits.
+    pub fn qos(&self) -> RateLimits {
+        self.services.qos().describe()
+    }
+
+    /// Starts latency histograms anew, or stops them.
+    pub fn enable_histogram(&self, spec: Option<HistogramSpec>) {
+        self.services.histograms().enable(spec);
+        self.gate.next_epoch();
+    }
+
+    /// What the histograms hold, summed over all channels.
+    pub fn histogram(&self) -> HistogramReading {
+        self.services.histograms().read()
+    }
+
+    /// Whether histograms are kept.
+    pub fn has_histogram(&self) -> bool {
+        self.services.histograms().spec.is_some()
+    }
+
+    /// Requests in flight on all channels, as of their last pass.
+    pub fn in_flight(&self) -> u64 {
+        self.counters.in_flight()
+    }
+
+    /// The sampling of the queue depth.
+    pub fn sampling(&self) -> &QueueDepth {
+        self.services.sampling()
+    }
+
+    pub(crate) fn services(&self) -> &Services {
+        &self.services
+    }
+
+    pub(crate) fn stats_epoch(&self) -> u32 {
+        self.services.stats_epoch()
     }
 
     pub(crate) fn gate(&self) -> &Arc<Gate> {
@@ -156,11 +206,11 @@ impl Registered {
     }
 
     pub(crate) fn open_counters(&self) -> Arc<ChannelCounters> {
-        self.counters.open(self.gate.epoch())
+        self.counters.open(self.stats_epoch())
     }
 
     pub(crate) fn close_counters(&self, counters: &Arc<ChannelCounters>) {
-        self.counters.close(counters, self.gate.epoch());
+        self.counters.close(counters, self.stats_epoch());
     }
 
     pub(super) fn push_alias(&self, alias: &str) {

@@ -2,11 +2,27 @@
 //!
 //! Nothing else in the project names a type.
 
+pub mod aio;
+pub mod delay;
+pub mod error;
 pub mod malloc;
 pub mod null;
+pub mod passthru;
+pub mod raid;
+pub mod split;
+pub mod uring;
 
+pub use aio::{Aio, AioParams};
+pub use delay::DelayParams;
+pub use error::ErrorParams;
 pub use malloc::{Malloc, MallocParams};
 pub use null::{Null, NullParams};
+pub use passthru::PassthruParams;
+pub use raid::RaidParams;
+pub use split::SplitParams;
+pub use uring::{Uring, UringParams};
+
+use crate::{Error, Registry};
 
 /// One type of bdev.
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +34,26 @@ pub struct BdevType {
 }
 
 /// Every type, in the order in which `save_config` writes them.
-pub static TYPES: &[BdevType] = &[malloc::TYPE, null::TYPE];
+pub static TYPES: &[BdevType] = &[
+    malloc::TYPE,
+    null::TYPE,
+    uring::TYPE,
+    aio::TYPE,
+    delay::TYPE,
+    split::TYPE,
+    passthru::TYPE,
+    error::TYPE,
+    raid::TYPE,
+];
+
+/// What every `bdev_<type>_rescan` does.
+fn rescan(registry: &Registry, type_name: &str, name: &str) -> Result<(), Error> {
+    let bdev = registry.get(name)?;
+    if bdev.info().type_name != type_name {
+        return Err(Error::NoSuchDevice { name: name.to_owned() });
+    }
+    registry.notify_resized(name, bdev.bdev().measure()?)
+}
 
 #[cfg(test)]
 mod tests;

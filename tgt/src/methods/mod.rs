@@ -5,17 +5,27 @@
 
 mod app;
 mod bdev;
+mod bdev_aio;
+mod bdev_delay;
+mod bdev_error;
 mod bdev_malloc;
 mod bdev_null;
+mod bdev_passthru;
+pub(crate) mod bdev_raid;
+mod bdev_services;
+mod bdev_split;
+mod bdev_uring;
 mod framework;
 #[cfg(test)]
 mod generated;
+mod iobuf;
 mod log;
 mod scheduler;
 mod thread;
 mod vfu;
 
 use rpc::Method;
+use serde_json::Value;
 
 use crate::{config::Entry, target::Target};
 
@@ -29,14 +39,33 @@ pub(crate) const TABLES: &[&[Method<Target>]] = &[
     bdev_malloc::METHODS,
     bdev_null::METHODS,
     scheduler::METHODS,
+    bdev_uring::METHODS,
+    bdev_aio::METHODS,
+    bdev_delay::METHODS,
+    bdev_error::METHODS,
+    bdev_passthru::METHODS,
+    bdev_split::METHODS,
+    bdev_raid::METHODS,
+    bdev_services::METHODS,
+    iobuf::METHODS,
     vfu::METHODS,
 ];
 
-/// The calls that make the bdevs, in the order in which they were made.
+/// The calls that make the bdevs, their stacks and their services.
 pub(crate) fn bdev_config(target: &Target) -> Vec<Entry> {
-    let bdevs = target.registry.list();
-    let configs = bdevs.iter().filter(|bdev| !bdev.is_removed()).filter_map(|bdev| bdev.bdev().config());
-    configs.map(|(method, params)| Entry::new(method, params)).collect()
+    let all = target.registry.config().into_iter().map(|(method, params)| match params {
+        Value::Null => Entry { method: method.to_owned(), params: None },
+        params => Entry::new(method, params),
+    });
+    let mut all: Vec<Entry> = all.collect();
+    // Behind the options of the layer.
+    all.insert(1, bdev_raid::config(target));
+    all
+}
+
+/// The calls that set up the buffers.
+pub(crate) fn iobuf_config(_target: &Target) -> Vec<Entry> {
+    iobuf::config()
 }
 
 /// The calls that set the scheduler.

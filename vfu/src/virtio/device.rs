@@ -106,6 +106,12 @@ pub trait Handler: 'static {
         true
     }
 
+    /// Asked before the queue sleeps with requests in flight: whether [`event_fd`](Self::event_fd) will tell of the
+    /// next completion. A handler that does not ask its channel ([`bdev::IoChannel::arm`]) must not sleep on it.
+    fn arm(&mut self) -> bool {
+        false
+    }
+
     /// A descriptor that is readable while completions wait; none if they must be polled for.
     fn event_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
 }

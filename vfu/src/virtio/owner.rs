@@ -409,7 +409,7 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
         if self.control.epoch() != self.epoch {
             return Park::Ready;
         }
-        if self.handler.in_flight() > 0 && self._completions.is_none() {
+        if self.handler.in_flight() > 0 && (self._completions.is_none() || !self.handler.arm()) {
             return Park::Ready;
         }
         if self.remote.is_some() {

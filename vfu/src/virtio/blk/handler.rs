@@ -270,6 +270,10 @@ impl Handler for BlkHandler {
         self.slots.get(usize::from(id)).is_none_or(|slot| slot.busy)
     }
 
+    fn arm(&mut self) -> bool {
+        self.backend.as_mut().is_none_or(|backend| backend.channel.arm())
+    }
+
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.backend.as_ref().and_then(|backend| backend.channel.event_fd())
     }

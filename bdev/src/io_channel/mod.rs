@@ -5,12 +5,19 @@
 //! services that apply to every type live behind these calls, so that a type holds nothing but its own work.
 //! On the I/O path: nothing here allocates, locks, logs or reads a clock.
 
+mod cutter;
+mod request_limits;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use crate::histogram::ChannelHistogram;
+use crate::qos::Share;
 use crate::registry::{Gate, Open};
 use crate::stats::ChannelCounters;
-use crate::{BdevInfo, Channel, Completion, OpKind, Rejected, Request, Status};
+use crate::{BdevInfo, Channel, Completion, MAX_SEGMENTS, OpKind, OpenError, Rejected, Request, Status};
+use cutter::Cutter;
+use request_limits::Limits;
 
 /// A request in flight: when it came and what it is.
 #[derive(Clone, Copy)]
@@ -56,12 +63,16 @@ pub struct IoChannel {
     /// Bit n: the kind with discriminant n is supported, and allowed through this descriptor.
     allowed: u8,
     supported: u8,
+    /// Completions may come from elsewhere than the type.
+    cuts: bool,
     seen: u32,
-    /// Alignment of buffers, less one.
-    align_mask: usize,
+    limits: Limits,
     max_segments: usize,
-    max_io_blocks: u64,
     block_size: u64,
+    /// For requests the type cannot take as they are; after `inner`, whose children use its buffers.
+    cutter: Option<Box<Cutter>>,
+    share: Option<Box<Share>>,
+    histogram: Option<Arc<ChannelHistogram>>,
     info: Arc<BdevInfo>,
     gate: Arc<Gate>,
     counters: Arc<ChannelCounters>,
@@ -74,11 +85,14 @@ impl IoChannel {
     pub(crate) fn new(
         open: Arc<Open>,
         depth: u16,
-        inner: Box<dyn Channel>,
         counters: Arc<ChannelCounters>,
-    ) -> IoChannel {
+    ) -> Result<IoChannel, OpenError> {
         let registered = open.registered();
         let info = registered.info().clone();
+        let limits = Limits::of(&info);
+        let below = if limits.any() { Cutter::depth_below(depth) } else { depth };
+        let inner = registered.bdev().open_channel(below)?;
+        let cutter = limits.any().then(|| Box::new(Cutter::new(info.clone(), limits, depth)));
         let mut supported = 0;
         let mut allowed = 0;
         for kind in OpKind::ALL {
@@ -89,23 +103,28 @@ impl IoChannel {
             }
         }
         let gate = registered.gate().clone();
-        IoChannel {
+        let mut channel = IoChannel {
             inner,
             slots: vec![Slot::FREE; usize::from(depth)].into_boxed_slice(),
             now: 0,
             in_flight: 0,
             allowed,
             supported,
+            cuts: cutter.is_some(),
             seen: gate.word(),
-            align_mask: info.buf_align as usize - 1,
-            max_segments: info.max_segments as usize,
-            max_io_blocks: if info.max_io_blocks == 0 { u64::MAX } else { info.max_io_blocks.into() },
+            limits,
+            max_segments: info.max_segments.min(MAX_SEGMENTS) as usize,
             block_size: info.block_size.into(),
+            cutter,
+            share: None,
+            histogram: None,
             info,
             gate,
             counters,
             open,
-        }
+        };
+        channel.refresh();
+        Ok(channel)
     }
 
     /// The bdev's description.
@@ -131,6 +150,10 @@ impl IoChannel {
         if self.gate.word() != self.seen {
             self.refresh();
         }
+        if let Some(share) = &mut self.share {
+            share.set_now(tick);
+        }
+        self.inner.set_now(tick);
     }
 
     /// Something changed on the control path since the last pass.
@@ -138,9 +161,15 @@ impl IoChannel {
     fn refresh(&mut self) {
         let word = self.gate.word();
         if Gate::epoch_of(word) != Gate::epoch_of(self.seen) {
-            self.counters.clear_extremes(Gate::epoch_of(word));
+            self.counters.clear_extremes(self.open.registered().stats_epoch());
         }
         self.seen = word;
+        let services = self.open.registered().services();
+        self.share = services.share(self.share.take(), self.now);
+        self.histogram = services.histogram(self.histogram.take());
+        if self.gate.removed() {
+            self.inner.removed();
+        }
     }
 
     /// Takes one request, or says why not. See [`Channel::submit`].
@@ -150,11 +179,20 @@ impl IoChannel {
         if self.in_flight as usize == self.slots.len() {
             return Err(Rejected::Full);
         }
-        let bytes = match self.check(req, kind) {
-            Ok(bytes) => bytes,
+        let (bytes, exceeds) = match self.check(req, kind) {
+            Ok(checked) => checked,
             Err(status) => return Err(self.refuse(status)),
         };
-        match self.inner.submit(req) {
+        if let Some(share) = &mut self.share
+            && !share.admit(kind, bytes)
+        {
+            return Err(Rejected::Full);
+        }
+        let submitted = match &mut self.cutter {
+            Some(cutter) if exceeds => cutter.submit(self.inner.as_mut(), req),
+            _ => self.inner.submit(req),
+        };
+        match submitted {
             Ok(()) => {
                 // check() has looked the slot up; the bound is known here.
                 if let Some(slot) = self.slots.get_mut(req.token.0 as usize) {
@@ -163,8 +201,18 @@ impl IoChannel {
                 self.in_flight += 1;
                 Ok(())
             }
-            Err(Rejected::Full) => Err(Rejected::Full),
-            Err(Rejected::Failed(status)) => Err(self.refuse(status)),
+            Err(rejected) => Err(self.rejected(rejected, kind, bytes)),
+        }
+    }
+
+    #[cold]
+    fn rejected(&mut self, rejected: Rejected, kind: OpKind, bytes: u64) -> Rejected {
+        if let Some(share) = &mut self.share {
+            share.refund(kind, bytes);
+        }
+        match rejected {
+            Rejected::Full => Rejected::Full,
+            Rejected::Failed(status) => self.refuse(status),
         }
     }
 
@@ -174,9 +222,10 @@ impl IoChannel {
         Rejected::Failed(status)
     }
 
-    /// Everything that must hold before a type sees the request. Returns its length in bytes.
+    /// Everything that must hold before a type sees the request. Returns its length in bytes, and whether it is more
+    /// than the type takes at once.
     #[inline]
-    fn check(&self, req: &Request<'_>, kind: OpKind) -> Result<u64, Status> {
+    fn check(&self, req: &Request<'_>, kind: OpKind) -> Result<(u64, bool), Status> {
         if self.gate.removed() {
             return Err(Status::Removed);
         }
@@ -189,7 +238,7 @@ impl IoChannel {
             _ => return Err(Status::Invalid),
         }
         if kind == OpKind::Flush {
-            return if req.iov.is_empty() { Ok(0) } else { Err(Status::Invalid) };
+            return if req.iov.is_empty() { Ok((0, false)) } else { Err(Status::Invalid) };
         }
         let num_blocks = self.info.num_blocks();
         if req.blocks > num_blocks || req.lba > num_blocks - req.blocks {
@@ -198,30 +247,35 @@ impl IoChannel {
         // No overflow: the whole bdev's length fits 64 bits, or it could not have been registered.
         let bytes = req.blocks * self.block_size;
         if kind.has_data() {
-            if req.iov.len() > self.max_segments || req.blocks > self.max_io_blocks {
+            if req.iov.len() > self.max_segments {
                 return Err(Status::Invalid);
             }
             let mut sum = 0u64;
-            let mut unaligned = 0usize;
+            let mut address_bits = 0usize;
             for v in req.iov {
                 // Vectors are at most 2^63 long and at most 2^32 of them: saturating is the only overflow
                 // there is.
                 sum = sum.saturating_add(v.len() as u64);
-                unaligned |= v.as_ptr().addr() | v.len();
+                address_bits |= v.as_ptr().addr() | v.len();
             }
-            if sum != bytes || unaligned & self.align_mask != 0 {
+            if sum != bytes {
                 return Err(Status::Invalid);
             }
-        } else if !req.iov.is_empty() {
+            // Of the types in memory none has limits: they skip this.
+            let exceeds = self.cuts && self.limits.exceeds(&self.info, req.lba, req.blocks, address_bits);
+            return Ok((bytes, exceeds));
+        }
+        if !req.iov.is_empty() {
             return Err(Status::Invalid);
         }
-        Ok(bytes)
+        Ok((bytes, false))
     }
 
     /// Sends on what was submitted in this pass. See [`Channel::kick`].
     #[inline]
     pub fn kick(&mut self) {
         self.inner.kick();
+        self.counters.set_in_flight(self.in_flight);
     }
 
     /// Hands out finished requests. See [`Channel::reap`].
@@ -230,7 +284,15 @@ impl IoChannel {
         if self.in_flight == 0 {
             return 0;
         }
-        let n = self.inner.reap(done);
+        if self.gate.word() != self.seen {
+            self.refresh();
+        }
+        let mut n = self.inner.reap(done);
+        if let Some(cutter) = &mut self.cutter
+            && (n > 0 || cutter.is_active())
+        {
+            n = cutter.sort_out(self.inner.as_mut(), done, n);
+        }
         for completion in &done[..n] {
             let Some(slot) = self.slots.get_mut(completion.token.0 as usize) else {
                 debug_assert!(false, "a type handed out a token it was never given");
@@ -241,13 +303,26 @@ impl IoChannel {
             if completion.status == Status::Ok {
                 let kind =
                     OpKind::ALL[((bytes_and_kind >> KIND_SHIFT) as usize).saturating_sub(1) % OpKind::COUNT];
-                self.counters.count(kind, bytes_and_kind & BYTES_MASK, self.now.saturating_sub(submitted));
+                let ticks = self.now.saturating_sub(submitted);
+                self.counters.count(kind, bytes_and_kind & BYTES_MASK, ticks);
+                if let Some(histogram) = &self.histogram {
+                    histogram.tally(kind, ticks);
+                }
             } else {
                 self.counters.count_error(completion.status);
             }
         }
         self.in_flight -= n as u32;
+        if n > 0 {
+            self.counters.set_in_flight(self.in_flight);
+        }
         n
+    }
+
+    /// Asked before the caller sleeps. See [`Channel::arm`].
+    pub fn arm(&mut self) -> bool {
+        let waits = self.cutter.as_ref().is_some_and(|cutter| cutter.is_waiting());
+        self.in_flight == 0 || (!waits && self.inner.arm())
     }
 
     /// Polls readable while completions wait. See [`Channel::event_fd`].

@@ -1,0 +1,65 @@
+//! What a type cannot take in one request, and whether a request is such a one. Pure.
+
+use crate::bdev::Boundary;
+use crate::{BdevInfo, IoVec};
+
+/// The limits of a type, as a channel looks at them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Alignment of memory, less one.
+    pub(super) align_mask: usize,
+    max_io_blocks: u64,
+    /// Blocks between boundaries, as a power of two; 63 for none.
+    boundary_shift: u32,
+    has_list: bool,
+}
+
+impl Limits {
+    pub(super) fn of(info: &BdevInfo) -> Limits {
+        Limits {
+            align_mask: info.buf_align as usize - 1,
+            max_io_blocks: if info.max_io_blocks == 0 { u64::MAX } else { info.max_io_blocks.into() },
+            boundary_shift: match info.boundary {
+                Boundary::Every { shift } => shift.min(63),
+                _ => 63,
+            },
+            has_list: matches!(info.boundary, Boundary::At(_)),
+        }
+    }
+
+    /// Whether there are any.
+    pub(super) fn any(&self) -> bool {
+        self.align_mask != 0 || self.max_io_blocks != u64::MAX || self.boundary_shift != 63 || self.has_list
+    }
+
+    /// Whether a read or write has to be cut. `address_bits` are those of all addresses and lengths, or-ed.
+    #[inline]
+    pub(super) fn exceeds(&self, info: &BdevInfo, lba: u64, blocks: u64, address_bits: usize) -> bool {
+        // A range inside a bdev does not wrap; one of no blocks crosses nothing.
+        let last = lba.wrapping_add(blocks).wrapping_sub(1);
+        address_bits & self.align_mask != 0
+            || blocks > self.max_io_blocks
+            || ((lba ^ last) >> self.boundary_shift != 0 && blocks > 0)
+            || (self.has_list && blocks > 0 && self.longest_from(info, lba, blocks) < blocks)
+    }
+
+    /// The longest piece of a range, from its start, that the type takes.
+    pub(super) fn longest_from(&self, info: &BdevInfo, lba: u64, blocks: u64) -> u64 {
+        let to_boundary = match &info.boundary {
+            Boundary::None => u64::MAX,
+            Boundary::Every { shift } => {
+                let len = 1u64 << shift;
+                len - (lba & (len - 1))
+            }
+            Boundary::At(ends) => {
+                ends.get(ends.partition_point(|end| *end <= lba)).map_or(u64::MAX, |end| end - lba)
+            }
+        };
+        blocks.min(self.max_io_blocks).min(to_boundary)
+    }
+
+    /// Whether memory is not aligned as the type wants it.
+    pub(super) fn is_unaligned(&self, iov: &[IoVec]) -> bool {
+        iov.iter().any(|v| (v.as_ptr().addr() | v.len()) & self.align_mask != 0)
+    }
+}
