@@ -122,7 +122,7 @@ fn no_twin(kit: &Kit) -> Result<()> {
     for json in ["{}", r#"{"capabilities":{"twin_socket":{"supported":false}}}"#] {
         let reply = kit.connect()?.ask(cmd::VERSION, &version(json))?;
         ensure!(reply.fds.is_empty(), "descriptors that nobody asked for");
-        let text = String::from_utf8_lossy(&reply.payload[4..]).into_owned();
+        let text = String::from_utf8_lossy(reply.payload.get(4..).context("no JSON")?).into_owned();
         ensure!(!text.contains(r#""supported":true"#), "a twin socket that nobody asked for");
     }
     Ok(())

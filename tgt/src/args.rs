@@ -128,6 +128,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ENTRIES", default_value_t = 32768, value_parser = power_of_two)]
     pub(crate) num_trace_entries: u32,
 
+    /// Give up, before anything is served, all that a storage target has no use for: programs to run, networks, other
+    /// processes, and files outside of the folders named by other flags (docs/threat-model.md).
+    #[arg(long)]
+    pub(crate) sandbox: bool,
+
+    /// A file or folder that disks are made of, which the sandbox leaves within reach; may be repeated.
+    #[arg(long, value_name = "PATH", requires = "sandbox")]
+    pub(crate) sandbox_path: Vec<PathBuf>,
+
     /// Print the version and exit.
     #[arg(short = 'v', long, action = ArgAction::Version)]
     version: Option<bool>,

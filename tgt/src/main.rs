@@ -12,6 +12,7 @@ mod log;
 mod methods;
 mod monitor;
 mod run;
+mod sandbox;
 mod scheduler;
 mod state;
 mod subsystems;

@@ -1,6 +1,10 @@
 //! Starting and stopping, in order: RPC thread, reactors, target, configuration, socket; and back.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow};
 use reactor::{Config, Group, Reactors};
@@ -13,7 +17,7 @@ use crate::{
     config::{ConfigError, Document, load::Loader},
     cores::CoreClaims,
     endpoints::{Endpoints, Sockets},
-    methods, monitor, scheduler,
+    methods, monitor, sandbox, scheduler,
     state::{self, Journal, Keeper},
     target::{Launch, Target},
 };
@@ -60,6 +64,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     bdev::arena::set_budget(args.mem_size.map(|size| size.0), !args.no_huge);
     let (journal, document) = configuration(&args)?;
 
+    if args.sandbox {
+        // Threads inherit it, too.
+        sandbox::enter(&reachable(&args)).context("Cannot enter the sandbox")?;
+    }
     // Threads inherit the pinning of the thread that starts them: the RPC thread comes before the reactors.
     let rpc = RpcThread::start().context("Cannot start the RPC thread")?;
     // The first group gets id 1, as SPDK's app_thread has it.
@@ -98,6 +106,20 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     target.core_claims.release();
     tracing::info!("stopped");
     served
+}
+
+/// The folders that flags name: what the sandbox leaves within reach.
+fn reachable(args: &Args) -> Vec<PathBuf> {
+    let folder = |file: &Path| match file.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_owned(),
+        None => PathBuf::from("/"),
+    };
+    let mut paths = args.sandbox_path.clone();
+    paths.extend([args.socket_dir.clone(), args.core_lock_dir.clone(), folder(&args.rpc_socket)]);
+    paths.extend(args.state_dir.clone());
+    paths.extend(args.pid_file.as_deref().map(folder));
+    paths
 }
 
 /// What to load: the state that was kept, or the file that was named. A state goes before a file, which is for the

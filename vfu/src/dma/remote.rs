@@ -203,16 +203,23 @@ impl Remote {
         Ok(())
     }
 
+    /// Starts to write a range; one ticket for each message.
+    #[must_use]
+    pub fn start_write(&self, address: u64, from: &[u8], owner: &Waker) -> Vec<Ticket> {
+        let step = self.transfer_max().max(1) as usize;
+        let at = (address..).step_by(step);
+        at.zip(from.chunks(step))
+            .map(|(at, part)| self.ask(Ask::Write { address: at, data: part.to_vec() }, owner))
+            .collect()
+    }
+
     /// Writes a range, message by message.
     ///
     /// # Errors
     /// [`Fault`] where the client refuses, or is gone.
     pub async fn write(&self, address: u64, from: &[u8], owner: &Waker) -> Result<(), Fault> {
-        let step = self.transfer_max().max(1) as usize;
-        let mut at = address;
-        for part in from.chunks(step) {
-            self.ask(Ask::Write { address: at, data: part.to_vec() }, owner).await?;
-            at = at.wrapping_add(part.len() as u64);
+        for ticket in self.start_write(address, from, owner) {
+            ticket.await?;
         }
         Ok(())
     }

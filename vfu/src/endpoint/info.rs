@@ -45,8 +45,8 @@ pub(super) fn region(function: &mut Function, payload: &[u8]) -> Result<Reply, E
     info.flags |= region_flags::MMAP | region_flags::CAPS;
     info.offset = part.fd_offset;
     if (request.argsz as usize) < full {
-        // Flags without MMAP: the descriptor comes with the complete answer.
-        info.flags &= !region_flags::MMAP;
+        // The descriptor comes with the complete answer, and QEMU takes CAPS without an offset for an error.
+        info.flags &= !(region_flags::MMAP | region_flags::CAPS);
         return Ok(Reply::of(&info));
     }
     info.cap_offset = request.argsz.min(32);

@@ -22,7 +22,10 @@ use crate::{
 };
 
 /// Commands that wait for a client's answer at a time.
-const OUTSTANDING_MAX: usize = 16;
+const OUTSTANDING_MAX: usize = 4;
+/// Data of one command. With [`OUTSTANDING_MAX`] of them all fit into a socket's buffer (208 KiB on Linux): QEMU 11.1
+/// stops at a request of a megabyte that it has to take in pieces.
+pub(super) const DMA_MESSAGE_MAX: u32 = 32 << 10;
 
 /// Where the data of DMA messages start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use super::{
     features, info,
     iofds::Shortcuts,
     irqs, memory,
-    messages::Messages,
+    messages::{DMA_MESSAGE_MAX, Messages},
     throttle::Throttle,
 };
 use crate::{
@@ -167,26 +167,27 @@ impl Session {
             if let Some(waiting) = self.waiting.take() {
                 self.settle(waiting, function, log, now);
             }
-            if !self.sender.is_empty() && !self.sender.flush(&self.socket).map_err(End::Send)? {
-                self.watch.set_interest(Interest::Write)?;
+            let blocked = !self.sender.is_empty() && !self.sender.flush(&self.socket).map_err(End::Send)?;
+            if !self.messages.expects_replies_here() && (blocked || self.waiting.is_some()) {
+                // The reader, or the device, wakes us; what the socket brings would do so for nothing.
+                self.watch.set_interest(if blocked { Interest::Write } else { Interest::None })?;
                 return Ok(if busy { Work::Busy } else { Work::Idle });
             }
-            if self.waiting.is_none() {
+            // With answers to come it is read on in any case: the client may be writing one, and read nothing before
+            // it is through.
+            let holds = blocked || self.waiting.is_some();
+            if !holds {
                 if let Some(held) = self.held.pop_front() {
                     self.take(function, log, now, held)?;
                     busy = true;
                     continue;
                 }
                 busy |= self.shortcuts.ring(function);
-            } else if !self.messages.expects_replies_here() {
-                // The device wakes us; the socket would do so for nothing.
-                self.watch.set_interest(Interest::None)?;
-                return Ok(if busy { Work::Busy } else { Work::Idle });
             }
-            match self.next(function, log, now)? {
+            match self.next(function, log, now, holds)? {
                 Some(Next::Message) => busy = true,
                 Some(Next::Device) | None => {
-                    self.watch.set_interest(Interest::Read)?;
+                    self.watch.set_interest(if blocked { Interest::ReadWrite } else { Interest::Read })?;
                     return Ok(if busy { Work::Busy } else { Work::Idle });
                 }
             }
@@ -199,14 +200,20 @@ impl Session {
         self.waiting.is_some()
     }
 
-    /// Receives one message.
-    fn next(&mut self, function: &mut Function, log: &mut Throttle, now: Tick) -> Result<Option<Next>, End> {
+    /// Receives one message. `holds`: it is not the time for commands.
+    fn next(
+        &mut self,
+        function: &mut Function,
+        log: &mut Throttle,
+        now: Tick,
+        holds: bool,
+    ) -> Result<Option<Next>, End> {
         match self.receiver.receive(&self.socket) {
             Ok(Received::Message { header, fds }) => {
                 let payload = self.receiver.take_payload();
                 if header.flags & flags::TYPE_MASK == flags::REPLY && self.messages.expects_replies_here() {
                     self.messages.reply(&header, &payload);
-                } else if self.waiting.is_some() {
+                } else if holds {
                     if self.held.len() == HELD_COMMANDS_MAX {
                         self.messages.fail_all();
                         log.log(&self.name, || {
@@ -352,7 +359,7 @@ impl Session {
         let wants_twin = offer.capabilities.twin_socket.supported && offer.capabilities.max_msg_fds > 0;
         let theirs = if wants_twin { Some(self.messages.make_twin(&self.cx)?) } else { None };
         let index = theirs.as_ref().map(|_| 0);
-        let transfer_max = offer.capabilities.max_data_xfer_size.min(version::MAX_DATA_XFER_SIZE);
+        let transfer_max = offer.capabilities.max_data_xfer_size.min(DMA_MESSAGE_MAX);
         function.bus().remote.open(self.cx.waker(), transfer_max);
         self.sender.reply(&header, &[&version::encode(offer.minor, index)], theirs.into_iter().collect());
         self.peer = Some(offer.capabilities);

@@ -73,8 +73,9 @@ impl ConfigSpace {
 
     /// Reads; bytes behind the end are all ones, as nothing answers there.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| self.bytes.get(at)).copied().unwrap_or(0xff);
+        let start = usize::try_from(offset).unwrap_or(CONFIG_LEN).min(CONFIG_LEN);
+        for (at, byte) in (start..).zip(data) {
+            *byte = self.bytes.get(at).copied().unwrap_or(0xff);
         }
     }
 
@@ -83,8 +84,8 @@ impl ConfigSpace {
         let before = (self.command(), self.msix_control(), self.is_asleep());
         let power_before = self.power.map_or(0, |at| self.bytes[at + 4] & 3);
         let mut reset = false;
-        for (at, &byte) in (offset..).zip(data) {
-            let Some(at) = usize::try_from(at).ok().filter(|&at| at < CONFIG_LEN) else { break };
+        let start = usize::try_from(offset).unwrap_or(CONFIG_LEN).min(CONFIG_LEN);
+        for (at, &byte) in (start..CONFIG_LEN).zip(data) {
             let (writable, clear) = (self.writable[at], self.clear_on_one[at]);
             let kept = self.bytes[at] & !writable;
             self.bytes[at] = (kept | byte & writable) & !(byte & clear);

@@ -87,6 +87,8 @@ struct Owner<R, H> {
     remote_kicks: u64,
     /// Asks that were done when its tickets were looked at last.
     remote_settled: u64,
+    /// The change that it was told to stop for.
+    remote_epoch: u64,
     waker: Waker,
     handler: H,
     view: View,
@@ -124,6 +126,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             remote: None,
             remote_kicks: 0,
             remote_settled: 0,
+            remote_epoch: 0,
             waker: cx.waker(),
             handler,
             view,
@@ -213,7 +216,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             self.raise();
         }
         if self.handler.in_flight() > 0 {
-            if self.ring.is_some()
+            if (self.ring.is_some() || self.remote.is_some())
                 && !self.is_broken
                 && !self.control.must_drain(self.epoch)
                 && self.adopt(epoch)
@@ -227,8 +230,18 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         {
             self.position = remote.position();
         }
+        if self.remote.is_some() && !self.control.must_drain(self.epoch) && self.adopt(epoch) {
+            return self.serve_remote();
+        }
         if let Some(remote) = &mut self.remote {
+            self.remote_epoch = epoch;
             remote.stop();
+            if self.control.is_stopping() && !remote.is_writing() {
+                // What the chain under way has read is dropped: a client that waits for this stop may answer nothing
+                // before (QEMU's processor waits with the lock that its DMA needs).
+                self.end_remote(Ended::Stopped);
+                return self.end(QueueState::Stopped);
+            }
             match remote.go_on() {
                 None => return self.serve_remote(),
                 Some(ended) => self.end_remote(ended),
@@ -406,7 +419,9 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
 
     fn park(&mut self, now: Tick) -> Park {
         // A change that came since the last poll woke nobody: wakes count only from now on.
-        if self.control.epoch() != self.epoch {
+        let epoch = self.control.epoch();
+        let awaits_answers = self.remote.is_some() && epoch == self.remote_epoch;
+        if epoch != self.epoch && !awaits_answers {
             return Park::Ready;
         }
         if self.handler.in_flight() > 0 && (self._completions.is_none() || !self.handler.arm()) {

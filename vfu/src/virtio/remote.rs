@@ -66,6 +66,8 @@ struct Desk {
     interrupt: bool,
     position: Position,
     requests: u64,
+    /// Commands that write guest memory are under way.
+    writing: bool,
 }
 
 /// How a future ended.
@@ -137,6 +139,11 @@ impl RemoteQueue {
     /// Tells it to end after the chain under way.
     pub(super) fn stop(&self) {
         self.desk.borrow_mut().stop = true;
+    }
+
+    /// Whether guest memory is being written: that has to be waited for.
+    pub(super) fn is_writing(&self) -> bool {
+        self.desk.borrow().writing
     }
 
     /// Tells it to look at the ring again.
@@ -211,7 +218,10 @@ impl RemoteRing {
     }
 
     async fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
-        self.bus.remote.write(address, bytes, &self.owner).await
+        self.desk.borrow_mut().writing = true;
+        let outcome = self.bus.remote.write(address, bytes, &self.owner).await;
+        self.desk.borrow_mut().writing = false;
+        outcome
     }
 
     fn slot(&self, index: u16) -> u64 {
@@ -292,15 +302,22 @@ impl RemoteRing {
             None => Poll::Pending,
         })
         .await;
+        // From here to the index the chain is given back whole, or not at all.
+        self.desk.borrow_mut().writing = true;
         // All of it, not only what is reported as written: a failed read reports nothing but has a status byte.
+        let mut tickets = Vec::new();
         for (segment, copy) in writable {
             let mut bytes = vec![0; segment.len as usize];
             self.bounce.read(copy, &mut bytes)?;
-            self.write(segment.addr, &bytes).await?;
+            tickets.append(&mut self.bus.remote.start_write(segment.addr, &bytes, &self.owner));
         }
         let at = self.config.device + RING + 8 * self.slot(self.next_used);
         let element = UsedElem { id: u32::from(head), len: written };
-        self.write(at, element.as_bytes()).await?;
+        tickets.append(&mut self.bus.remote.start_write(at, element.as_bytes(), &self.owner));
+        // All of it is there before the index says so.
+        for ticket in tickets {
+            ticket.await?;
+        }
         self.next_used = self.next_used.wrapping_add(1);
         self.next_avail = self.next_avail.wrapping_add(1);
         self.write(self.config.device + 2, &self.next_used.to_le_bytes()).await?;
@@ -341,17 +358,26 @@ impl RemoteRing {
             return Err(RingError::Index(head).into());
         }
         let first = self.descriptor(self.config.desc, head).await?;
-        let (table, entries, mut entry) = if first.flags & desc::INDIRECT != 0 {
+        let (table, mut entry) = if first.flags & desc::INDIRECT != 0 {
             let entries = u16::try_from(first.len as usize / size_of::<Desc>()).unwrap_or(u16::MAX);
             let whole = usize::from(entries) * size_of::<Desc>() == first.len as usize;
             let allowed = self.config.features & feature::INDIRECT_DESC != 0 && first.flags & desc::NEXT == 0;
             if !allowed || !whole || entries == 0 || entries > MAX_QUEUE_SIZE {
                 return Err(RingError::Indirect.into());
             }
-            (first.addr, entries, self.descriptor(first.addr, 0).await?)
+            let mut bytes = vec![0; first.len as usize];
+            self.bus.remote.read(first.addr, &mut bytes, &self.owner).await?;
+            let table: Vec<Desc> = bytes
+                .chunks_exact(size_of::<Desc>())
+                .filter_map(|entry| Desc::read_from_bytes(entry).ok())
+                .collect();
+            let entry = table[0];
+            (Some(table), entry)
         } else {
-            (self.config.desc, self.config.size, first)
+            (None, first)
         };
+        let entries =
+            table.as_ref().map_or(self.config.size, |table| u16::try_from(table.len()).unwrap_or(u16::MAX));
         let mut segments = Vec::new();
         for _ in 0..usize::from(entries).min(ENTRIES_MAX) {
             if entry.flags & desc::INDIRECT != 0 {
@@ -364,7 +390,10 @@ impl RemoteRing {
             if entry.next >= entries {
                 return Err(RingError::Index(entry.next).into());
             }
-            entry = self.descriptor(table, entry.next).await?;
+            entry = match &table {
+                Some(table) => table[usize::from(entry.next)],
+                None => self.descriptor(self.config.desc, entry.next).await?,
+            };
         }
         Err(RingError::Loop.into())
     }

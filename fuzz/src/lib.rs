@@ -1,0 +1,61 @@
+//! Fuzz targets: what hostile bytes do to framing, VERSION, configuration space, windows, BARs, and to a whole endpoint.
+//!
+//! A target takes bytes as its choices ([`choices::Choices`]) and panics when something is wrong. Two drivers call them:
+//! the program of this crate, for short runs and replays without any tool, and `fuzz/libfuzzer`, for long runs guided
+//! by coverage (`scripts/fuzz`). Neither needs nightly Rust.
+
+pub mod choices;
+mod config_space;
+mod conversation;
+mod framing;
+mod function;
+pub mod seeds;
+mod version;
+mod windows;
+
+/// A target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name, also of its corpus' folder.
+    pub name: &'static str,
+    /// Takes an input.
+    pub run: fn(&[u8]),
+    /// Longest input that makes sense.
+    pub len_max: usize,
+}
+
+/// All targets, cheapest first.
+pub const TARGETS: &[Target] = &[
+    Target { name: "config_space", run: config_space::run, len_max: 512 },
+    Target { name: "version", run: version::run, len_max: 512 },
+    Target { name: "windows", run: windows::run, len_max: 512 },
+    Target { name: "function", run: function::run, len_max: 512 },
+    Target { name: "framing", run: framing::run, len_max: 1024 },
+    Target { name: "conversation", run: conversation::run, len_max: 1024 },
+];
+
+/// The target of this name.
+#[must_use]
+pub fn target(name: &str) -> Option<Target> {
+    TARGETS.iter().copied().find(|target| target.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seed_passes_its_target_and_is_written_for_the_fuzzers() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fuzz/corpus");
+        for target in TARGETS {
+            let seeds = seeds::of(target.name);
+            assert!(!seeds.is_empty(), "{} has no seeds", target.name);
+            let folder = root.join(target.name);
+            std::fs::create_dir_all(&folder).unwrap();
+            for (nth, seed) in seeds.iter().enumerate() {
+                (target.run)(seed);
+                std::fs::write(folder.join(format!("seed-{nth}")), seed).unwrap();
+            }
+        }
+    }
+}

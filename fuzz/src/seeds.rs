@@ -1,0 +1,60 @@
+//! Seeds: inputs that reach what matters, from which fuzzers go on.
+
+/// Seeds of a target.
+#[must_use]
+pub fn of(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "version" => versions(),
+        "framing" => vec![
+            vec![255, 0, 1, 0, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 9, 0],
+            vec![1, 0, 1, 0, 4, 0, 1, 2, 3, 4, 9, 0, 0, 2, 0, 8, 0, 1, 1, 1, 1, 1, 1, 1, 1, 3, 0],
+            vec![16, 210, 1, 0, 2, 0, 7, 7, 255, 255, 255, 0, 1, 0],
+            vec![7, 250, 1, 0, 0, 0, 3, 0, 0],
+        ],
+        "config_space" | "function" => vec![
+            // Command, BAR sizing, MSI-X enable, function-level reset, power state, the window capability.
+            vec![0, 4, 2, 6, 0, 0, 0x10, 4, 255, 255, 255, 255, 5, 0x10, 4],
+            (0x40..0xff).flat_map(|at| [0, at, 2, 0xff, 0x80]).collect(),
+            (0..0x40).flat_map(|at| [0, at, 1, 0xff, 5, at, 4]).collect(),
+            vec![6, 0xe0, 1, 0, 6, 200, 16, 7, 0],
+        ],
+        "windows" => vec![
+            vec![0, 1, 1, 1, 0, 2, 1, 1, 11, 1, 0, 1, 0, 6, 1, 1],
+            vec![0, 1, 1, 0, 11, 1, 16, 0, 0, 11, 1, 0, 32, 1, 10, 9, 11, 1, 1, 0, 0],
+            (0..16).flat_map(|page| [0, page, 1, 1, 10]).chain([6, 0, 15, 11, 3, 3, 3, 3]).collect(),
+        ],
+        "conversation" => conversations(),
+        _ => Vec::new(),
+    }
+}
+
+fn versions() -> Vec<Vec<u8>> {
+    let texts = [
+        "",
+        "{}\0",
+        "{\"capabilities\":{}}\0",
+        "{\"capabilities\": {\"pgsizes\": 4096, \"max_msg_fds\": 16, \"max_dma_maps\": 65535, \"max_data_xfer_size\": 1048576, \
+         \"migration\": {\"max_bitmap_size\": 268435456, \"pgsize\": 4096}, \"write_multiple\": true}}\0",
+        "{\"capabilities\":{\"twin_socket\":{\"supported\":true,\"fd_index\":0}}}\0",
+        "{\"capabilities\":{\"max_msg_fds\":-1}}\0",
+        "{\"capabilities\":[1,2,{\"a\":null}]}\0",
+    ];
+    texts.iter().map(|text| [&[0, 0, 1, 0], text.as_bytes()].concat()).collect()
+}
+
+fn conversations() -> Vec<Vec<u8>> {
+    let zeroes = vec![0; 64];
+    let every_command = (0..16).flat_map(|kind| [kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).collect();
+    let running: Vec<u8> = [
+        &[0, 0, 5][..],
+        // Five descriptors, one chain of three available, and a read of sector 0.
+        &[
+            0, 0, 0, 16, 0, 1, 1, 0x20, 0, 0, 0, 2, 3, 2, 0x60, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0, 0, 0,
+        ],
+        &[0, 1, 0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 1, 8, 0, 0x30, 1, 2, 0, 0, 0, 0, 0],
+    ]
+    .concat();
+    let pseudo: Vec<u8> = (0_u32..512).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    vec![zeroes, every_command, running, pseudo]
+}
