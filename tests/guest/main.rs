@@ -60,3 +60,30 @@ fn guest_sees_the_device_it_was_given() {
         .env("SERIAL", "Malloc0");
     guest.run().unwrap().assert_passed();
 }
+
+#[test]
+fn guest_verifies_its_data_on_packed_rings_with_four_queues_and_with_one_beside_another_disk() {
+    let target = Target::start().unwrap();
+    for (number, queues) in [(0, 4), (1, 1)] {
+        let bdev = format!("Malloc{number}");
+        let disk = json!({"name": bdev, "num_blocks": 128 * MIB / 512, "block_size": 512});
+        target.call("bdev_malloc_create", disk).unwrap();
+        let endpoint = json!({"name": format!("vfu.{number}"), "bdev_name": bdev, "num_queues": queues,
+            "qsize": 256, "packed_ring": true});
+        target.call("vfu_virtio_create_blk_endpoint", endpoint).unwrap();
+    }
+    let other = json!({"driver": "vfio-user-pci", "addr": "5.0",
+        "socket": {"type": "unix", "path": target.endpoint("vfu.1")}});
+    for (device, queues) in [("/dev/vda", "4"), ("/dev/vdb", "1")] {
+        let guest = Guest::new("disk.sh")
+            .arg("--smp")
+            .arg("4")
+            .disk(target.endpoint("vfu.0"))
+            .arg("--device")
+            .arg(&other.to_string())
+            .env("DEVICE", device)
+            .env("QUEUES", queues)
+            .env("DISCARD", "1");
+        guest.run().unwrap().assert_passed();
+    }
+}

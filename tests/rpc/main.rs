@@ -210,3 +210,25 @@ fn core_that_does_not_exist_is_refused_by_name() {
     let error = Target::start_with(&["-m", "[999]"]).err().unwrap().to_string();
     assert!(error.contains("core 999"), "{error}");
 }
+
+#[test]
+fn scsi_targets_come_and_go_by_both_clients_and_wrong_ones_are_refused() {
+    let target = Target::start().unwrap();
+    succeed(&target, "bdev_malloc_create -b Malloc{} 16 512");
+    succeed(&target, "vfu_virtio_create_scsi_endpoint scsi{} --num-io-queues 2 --qsize 256");
+    succeed(&target, "vfu_virtio_scsi_add_target scsi{} --scsi-target-num 0 --bdev-name Malloc{}");
+    let add = |number: u8, bdev: &str| {
+        let params = json!({"name": "scsi1", "scsi_target_num": number, "bdev_name": bdev});
+        target.call("vfu_virtio_scsi_add_target", params)
+    };
+    assert_eq!(add(8, "Malloc1"), error(-32602, "Invalid argument"));
+    assert_eq!(add(0, "Malloc2"), error(-32602, "File exists"));
+    assert_eq!(add(1, "Malloc9"), error(-32602, "No such device"));
+    let remove = |name: &str, number: u8| {
+        target.call("vfu_virtio_scsi_remove_target", json!({"name": name, "scsi_target_num": number}))
+    };
+    assert_eq!(remove("scsi1", 3), error(-32602, "No such device"));
+    assert_eq!(remove("scsi9", 0), error(-32602, "No such file or directory"));
+    succeed(&target, "vfu_virtio_scsi_remove_target scsi{} --scsi-target-num 0");
+    succeed(&target, "vfu_virtio_delete_endpoint scsi{}");
+}

@@ -25,7 +25,7 @@ is_ready_and_has_its_size() {
 
 unmapped_blocks_read_as_zero() {
     dd if=/dev/urandom of="$DEVICE" bs=64k count=1 oflag=direct
-    sg_unmap --lba=0 --num=16 "$DEVICE"
+    sg_unmap --force --lba=0 --num=16 "$DEVICE"
     dd if="$DEVICE" of=/tmp/back bs=4k count=2 iflag=direct
     head -c 8192 /dev/zero | cmp - /tmp/back
 }
