@@ -4,6 +4,8 @@
 //! there. Needs no root, no hugepages and no configuration.
 
 mod affinity;
+mod bdev;
+mod crash;
 mod host;
 mod idle;
 mod load;
@@ -26,6 +28,10 @@ enum Command {
     Load(load::Args),
     /// Leaves disks alone and tells what that costs the target
     Idle(idle::Args),
+    /// Drives a bdev in this process, without a front end
+    Bdev(bdev::Args),
+    /// Kills a writer at random moments and looks what is on the disk
+    Crash(crash::Args),
     /// Serves one disk, for a load generator to drive
     Serve(serve::Args),
 }
@@ -35,6 +41,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Load(args) => load::run(args),
         Command::Idle(args) => idle::run(args),
+        Command::Bdev(args) => bdev::run(args),
+        Command::Crash(args) => crash::run(args),
         Command::Serve(args) => serve::run(args),
     };
     match done {

@@ -59,6 +59,14 @@ impl Latency {
         }
     }
 
+    /// Adds what another one recorded.
+    pub(crate) fn merge(&mut self, other: &mut Self) {
+        self.end_run();
+        other.end_run();
+        // Both have the same bounds.
+        let _ = self.ticks.add(&other.ticks);
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.run = 0;

@@ -19,6 +19,7 @@ use anyhow::{Context as _, bail, ensure};
 pub(crate) use args::Args;
 use args::{Pattern, Plan};
 use engine::{Disk, Engine, Schedule};
+pub(crate) use latency::{Latency, Summary};
 use reactor::Clock;
 use report::{Context, Report};
 use target::{Extent, Order, Target};
