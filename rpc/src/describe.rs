@@ -119,6 +119,13 @@ fn kind(kind: Kind) -> String {
 }
 
 fn method_markdown(out: &mut String, spec: &MethodSpec) {
+    method_params_markdown(out, spec);
+    if let Some(example) = example(spec) {
+        line(out, format_args!("```json\n{example}\n```\n"));
+    }
+}
+
+fn method_params_markdown(out: &mut String, spec: &MethodSpec) {
     line(out, format_args!("### {}\n", spec.name));
     line(
         out,
@@ -142,6 +149,16 @@ fn method_markdown(out: &mut String, spec: &MethodSpec) {
             line(out, format_args!("\nBad params are answered with {code} {message}{unknown}.\n"));
         }
     }
+}
+
+/// A request that succeeds: the declared example, or none but the name where nothing is required.
+fn example(spec: &MethodSpec) -> Option<String> {
+    let name = spec.name;
+    let request = |params: &str| format!(r#"{{"jsonrpc": "2.0", "id": 1, "method": "{name}"{params}}}"#);
+    if !spec.example.is_empty() {
+        return Some(request(&format!(r#", "params": {}"#, spec.example)));
+    }
+    spec.accepts.params().iter().all(|param| !param.required).then(|| request(""))
 }
 
 /// Text as Markdown code; some of SPDK's messages have backticks in them.

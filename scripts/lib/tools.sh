@@ -51,12 +51,12 @@ need_cargo_deny() {
 SPDK_VERSION=26.9
 SPDK_RPC=$RINGSIDE_CACHE/spdk-$SPDK_VERSION/bin/spdk-rpc
 need_spdk_rpc() {
-    [ -x "$SPDK_RPC" ] && return
+    [ -x "$SPDK_RPC" ] && "${SPDK_RPC%/*}/python3" -c 'import configshell_fb' 2>/dev/null && return
     need_packages python3=python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages no-such-program=python3-venv
     say "Installing spdk-rpc $SPDK_VERSION"
     local env=$RINGSIDE_CACHE/spdk-$SPDK_VERSION
     rm -rf "$env"
     python3 -m venv "$env"
-    "$env/bin/pip" install --quiet --disable-pip-version-check "spdk==$SPDK_VERSION" || { rm -rf "$env"; return 1; }
+    "$env/bin/pip" install --quiet --disable-pip-version-check "spdk==$SPDK_VERSION" configshell-fb || { rm -rf "$env"; return 1; }
 }

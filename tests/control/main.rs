@@ -5,5 +5,9 @@
 
 mod clients;
 mod configs;
+mod conformance;
+mod examples;
 mod flags;
 mod journal;
+mod model;
+mod peers;

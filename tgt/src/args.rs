@@ -116,17 +116,17 @@ pub(crate) struct Args {
     #[arg(short = 'd', long)]
     pub(crate) limit_coredump: bool,
 
-    /// Tag of the shared memory of this target's trace. Default: its process id.
+    /// Tag of shared memory of a trace. Without effect: there is no trace yet.
     #[arg(short = 'i', long, value_name = "ID")]
-    pub(crate) shm_id: Option<u32>,
+    shm_id: Option<u32>,
 
-    /// Trace points to turn on: a group, or a group and its points by mask or by names; may be repeated.
+    /// Trace points to turn on. Without effect: there is no trace yet.
     #[arg(short = 'e', long = "tpoint-group", value_name = "GROUP[:MASK|NAME+NAME]", value_delimiter = ',')]
-    pub(crate) tpoint_groups: Vec<String>,
+    tpoint_groups: Vec<String>,
 
-    /// Events that the trace of a thread keeps; a power of two, 0 for no trace at all.
-    #[arg(long, value_name = "ENTRIES", default_value_t = 32768, value_parser = power_of_two)]
-    pub(crate) num_trace_entries: u32,
+    /// Events that a trace keeps; a power of two. Without effect: there is no trace yet.
+    #[arg(long, value_name = "ENTRIES", value_parser = power_of_two)]
+    num_trace_entries: Option<u32>,
 
     /// Give up, before anything is served, all that a storage target has no use for: programs to run, networks, other
     /// processes, and files outside of the folders named by other flags (docs/threat-model.md).
@@ -245,7 +245,12 @@ impl Args {
 
     /// Flags that were given and have no effect.
     pub(crate) fn idle_flags(&self) -> Vec<&'static str> {
-        self.dpdk.given().collect()
+        let trace = [
+            ("--shm-id", self.shm_id.is_some()),
+            ("--tpoint-group", !self.tpoint_groups.is_empty()),
+            ("--num-trace-entries", self.num_trace_entries.is_some()),
+        ];
+        self.dpdk.given().chain(trace.into_iter().filter_map(|(flag, given)| given.then_some(flag))).collect()
     }
 
     /// When reactors poll and when they sleep.
@@ -297,7 +302,7 @@ mod tests {
                      --msg-mempool-size 1024 --iova-mode va --base-virtaddr 0x200000000000 --enforce-numa -g -R \
                      --huge-dir /h --vfio-vf-token 00000000-0000-0000-0000-000000000000 --env-context x";
         let args = parse(flags).unwrap();
-        assert_eq!(args.idle_flags().len(), 12);
+        assert_eq!(args.idle_flags().len(), 15);
         assert_eq!(args.log_flags, ["bdev", "rpc*"]);
         assert_eq!(args.rpcs_allowed.as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
         assert_eq!(args.config_file(), Some(Path::new("/c")));

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use reactor::{Config, Group, Reactors};
 use rpc::{Dispatcher, Listen, MethodTable, RpcThread, Server};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -24,6 +24,8 @@ use crate::{
 
 /// How long the end waits for endpoints whose I/O does not finish.
 const STOP_TIME_MAX: Duration = Duration::from_secs(10);
+/// Niceness of the RPC thread (sched(7): on Linux it is a thread's).
+const RPC_NICENESS: i32 = -10;
 /// Exit status of most failures.
 const FAILURE: u8 = 1;
 /// Exit status of what spdk_tgt calls invalid: the low byte of -EINVAL.
@@ -54,7 +56,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         return Err(anyhow!("--wait-for-rpc and --no-rpc-server: nobody could ever start the target").into());
     }
     for flag in args.idle_flags() {
-        tracing::info!("{flag} is accepted and has no effect: there is no DPDK here");
+        tracing::info!("{flag} is accepted and has no effect: what it is about is not here");
     }
     if !args.limit_coredump
         && let Err(error) = setrlimit(Resource::Core, Rlimit { current: None, maximum: None })
@@ -70,6 +72,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     // Threads inherit the pinning of the thread that starts them: the RPC thread comes before the reactors.
     let rpc = RpcThread::start().context("Cannot start the RPC thread")?;
+    // Reactors may fill every core; a call takes microseconds and goes first. Not everybody may ask for that.
+    if let Err(error) = rpc.run(async { setpriority_process(None, RPC_NICENESS) })? {
+        tracing::debug!(%error, "the RPC thread runs at the usual priority");
+    }
     // The first group gets id 1, as SPDK's app_thread has it.
     let app_thread = Group::new("app_thread", args.cores());
     let mut config = Config::new(args.cores());

@@ -49,11 +49,13 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Create a bdev with malloc backend")
+        .example(r#"{"name": "Malloc1", "num_blocks": 32768, "block_size": 512}"#)
         .prints(Prints::Bare),
     Method::later("bdev_malloc_delete", "bdev_malloc", delete)
         .params(&[Param::required("name", Kind::String, "malloc bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Delete a malloc disk"),
+        .help("Delete a malloc disk")
+        .example(r#"{"name": "Malloc0"}"#),
 ];
 
 fn create(target: &Arc<Target>, params: Params) -> Outcome {

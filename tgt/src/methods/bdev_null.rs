@@ -52,11 +52,13 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Add a bdev with null backend")
+        .example(r#"{"name": "Null1", "num_blocks": 32768, "block_size": 4096}"#)
         .prints(Prints::Bare),
     Method::later("bdev_null_delete", "bdev_null", delete)
         .params(&[Param::required("name", Kind::String, "null bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Delete a null bdev"),
+        .help("Delete a null bdev")
+        .example(r#"{"name": "Null0"}"#),
     Method::sync("bdev_null_resize", "bdev_null", resize)
         .params(&[
             Param::required("name", Kind::String, "null bdev name").cli(Cli::Positional),

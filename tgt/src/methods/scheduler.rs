@@ -54,7 +54,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
             )
             .cli(Cli::Option("--mappings")),
         ])
-        .help("Select thread scheduler that will be activated and its period"),
+        .help("Select thread scheduler that will be activated and its period")
+        .example(r#"{"name": "dynamic", "period": 1000000}"#),
     Method::sync("framework_get_scheduler", "scheduler", get_scheduler)
         .states(States::Both)
         .bad_params(-32602, "'rpc_get_scheduler' requires no arguments")
@@ -80,8 +81,9 @@ pub(super) const METHODS: &[Method<Target>] = &[
             Param::required("cpumask", Kind::String, "cpumask for this thread")
                 .cli(Cli::Option("-m/--cpumask")),
         ])
-        .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Set the cpumask of the thread whose ID matches to the specified value"),
+        .bad_params(-32602, DECODE_FAILED.1)
+        .help("Set the cpumask of the thread whose ID matches to the specified value")
+        .example(r#"{"id": 1, "cpumask": "0x1"}"#),
     Method::sync("framework_monitor_context_switch", "app_framework", monitor_context_switch)
         .params(&[Param::optional("enabled", Kind::Bool, "false", "Enable or disable the monitor")
             .cli(Cli::Switch("--monitor"))])
@@ -105,7 +107,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
             )
             .cli(Cli::Option("-s/--spin-us")),
         ])
-        .help("Set when reactors poll and when they sleep"),
+        .help("Set when reactors poll and when they sleep")
+        .example(r#"{"mode": "adaptive", "spin_us": 50}"#),
 ];
 
 /// The calls that set the scheduler as it is.

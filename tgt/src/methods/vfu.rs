@@ -70,7 +70,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(INVALID.0, INVALID.1)
         .help("Create virtio-blk endpoint")
-        .example(r#"{"name": "vfu.0", "bdev_name": "Malloc0", "num_queues": 2, "qsize": 256}"#),
+        .example(r#"{"name": "vfu.1", "bdev_name": "Malloc0", "num_queues": 2, "qsize": 256}"#),
     Method::later("vfu_virtio_create_scsi_endpoint", "vfu", create_scsi)
         .params(&[
             Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
@@ -97,8 +97,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
             Param::required("bdev_name", Kind::String, "block device name").cli(Cli::Option("--bdev-name")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Attach a block device to the specified SCSI target")
-        .example(r#"{"name": "vfu.1", "scsi_target_num": 0, "bdev_name": "Malloc0"}"#),
+        .help("Attach a block device to the specified SCSI target"),
     Method::sync("vfu_virtio_scsi_remove_target", "vfu", remove_target)
         .params(&[
             Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
@@ -106,8 +105,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 .cli(Cli::Option("--scsi-target-num")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Remove the specified SCSI target")
-        .example(r#"{"name": "vfu.1", "scsi_target_num": 0}"#),
+        .help("Remove the specified SCSI target"),
     Method::later("vfu_virtio_delete_endpoint", "vfu", delete)
         .params(&[Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional)])
         .bad_params(INVALID.0, INVALID.1)

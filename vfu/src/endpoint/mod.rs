@@ -406,7 +406,8 @@ impl Poller for Endpoint {
             Phase::Listening => false,
         };
         let delete = self.shared.delete.load(Ordering::Acquire) && !matches!(self.phase, Phase::Stopping);
-        let told = !self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let told = self.shared.is_asked.load(Ordering::Acquire)
+            || !self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         if goes_on || delete || told {
             Park::Ready
         } else if settled {
