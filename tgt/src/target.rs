@@ -118,6 +118,7 @@ impl Target {
     /// A call fails. The target ends with it; no client sees what was loaded.
     pub(crate) async fn initialise(&self) -> Result<(), Failed> {
         self.stage.pause();
+        self.stage.enter_runtime();
         let launch = self.launch.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Launch { loader, then }) = launch {
             if let Err(error) = loader.pass(State::Runtime).await {
