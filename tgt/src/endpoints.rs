@@ -389,8 +389,13 @@ impl Endpoints {
 
     fn bind(&self, inner: &Inner, name: &str) -> Result<Listener, EndpointError> {
         let path = inner.base.as_ref().unwrap_or(&self.sockets.dir).join(name);
+        Ok(self.bind_at(&path)?)
+    }
+
+    /// Binds a socket with the mode and owner that all sockets here have.
+    pub(crate) fn bind_at(&self, path: &std::path::Path) -> Result<Listener, BindError> {
         let Owner { uid, gid } = self.sockets.owner;
-        Ok(Listener::bind_for(&path, self.sockets.mode, SocketOwner { uid, gid })?)
+        Listener::bind_for(path, self.sockets.mode, SocketOwner { uid, gid })
     }
 
     /// The calls that make these endpoints, in the order in which they were made: the base path changes in between.

@@ -11,6 +11,7 @@ mod endpoints;
 mod log;
 mod methods;
 mod monitor;
+mod nvmf;
 mod run;
 mod sandbox;
 mod scheduler;

@@ -96,7 +96,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     let served = serve(&args, &rpc, &target, journal, document);
 
-    let all = target.endpoints.delete_all();
+    let mut all = target.endpoints.delete_all();
+    all.extend(target.nvmf.delete_all());
     rpc.run(async move {
         let gone = async {
             for endpoint in all {

@@ -24,6 +24,7 @@ pub(crate) const TABLE: &[Subsystem] = &[
     Subsystem { name: "scheduler", depends_on: &[], config: methods::scheduler_config },
     Subsystem { name: "iobuf", depends_on: &[], config: methods::iobuf_config },
     Subsystem { name: "bdev", depends_on: &["iobuf"], config: methods::bdev_config },
+    Subsystem { name: "nvmf", depends_on: &["bdev"], config: methods::nvmf_config },
     Subsystem { name: "vfio_user_target", depends_on: &["bdev"], config: methods::endpoint_config },
 ];
 

@@ -13,6 +13,7 @@ use crate::{
     endpoints::Endpoints,
     methods::bdev_raid::RaidOptions,
     monitor::Monitor,
+    nvmf::Nvmf,
     scheduler::Scheduler,
 };
 
@@ -34,6 +35,8 @@ pub(crate) struct Target {
     pub(crate) registry: Arc<Registry>,
     /// All endpoints.
     pub(crate) endpoints: Endpoints,
+    /// NVMe subsystems.
+    pub(crate) nvmf: Nvmf,
     /// The reactors, by core.
     pub(crate) reactors: Vec<Handle>,
     /// Which reactor a queue runs on, over time.
@@ -80,6 +83,7 @@ impl Target {
             scheduler: Scheduler::new(reactors.first().map_or(0, Handle::core)),
             monitor: Monitor::default(),
             core_claims,
+            nvmf: Nvmf::new(reactors.clone()),
             reactors,
             stage: Stage::new(State::Startup),
             bdev_appeared,

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering, fence},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence},
     },
 };
 
@@ -108,6 +108,10 @@ pub struct Irqs {
     intx_disabled: AtomicBool,
     /// Interrupt status byte of a virtio device (virtio 1.2, 4.1.4.5); other devices leave it zero.
     isr: AtomicU8,
+    /// Queues that hold the pin up until their driver has looked (NVMe over PCIe 1.0c, 3.5.1.1).
+    levels: AtomicU32,
+    /// The device's own mask of the pin (NVMe: INTMS).
+    pin_masked: AtomicBool,
 }
 
 impl Irqs {
@@ -124,6 +128,8 @@ impl Irqs {
             bus_master: AtomicBool::new(false),
             intx_disabled: AtomicBool::new(false),
             isr: AtomicU8::new(0),
+            levels: AtomicU32::new(0),
+            pin_masked: AtomicBool::new(false),
         }
     }
 
@@ -165,7 +171,8 @@ impl Irqs {
     /// Whether the pin is up: a cause is there that nobody has taken, and MSI-X does not stand in for it.
     #[must_use]
     pub fn pin_is_up(&self) -> bool {
-        self.isr.load(Ordering::Acquire) != 0 && !self.msix_enabled.load(Ordering::Acquire)
+        let up = self.isr.load(Ordering::Acquire) != 0 || self.levels.load(Ordering::Acquire) != 0;
+        up && !self.msix_enabled.load(Ordering::Acquire)
     }
 
     /// The pin is level-triggered: what was raised while nobody could be told is told now.
@@ -254,7 +261,28 @@ impl Irqs {
         self.isr.swap(0, Ordering::AcqRel)
     }
 
+    /// A queue holds the pin up from now on.
+    pub fn assert_level(&self) {
+        self.levels.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A queue lets go of the pin.
+    pub fn deassert_level(&self) {
+        self.levels.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Masks the pin in the device, or takes the mask away; what is up then fires.
+    pub fn mask_pin(&self, on: bool) {
+        self.pin_masked.store(on, Ordering::Release);
+        if !on {
+            self.raise_pin_if_up();
+        }
+    }
+
     fn raise_intx(&self) {
+        if self.pin_masked.load(Ordering::Acquire) {
+            return;
+        }
         if self.intx_disabled.load(Ordering::Acquire) || self.intx.masked.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -338,6 +366,20 @@ impl Signal {
             Target::Latch(vector) => self.irqs.raise_vector(*vector),
             Target::Pin => self.irqs.raise_isr(ISR_QUEUE),
         }
+    }
+
+    /// Raises the interrupt of a device whose pin is a level without a status byte: the caller has asserted it.
+    pub fn raise_level(&self) {
+        match &self.target {
+            Target::Pin => self.irqs.raise_intx(),
+            _ => self.raise(),
+        }
+    }
+
+    /// Whether it goes to the pin.
+    #[must_use]
+    pub fn is_pin(&self) -> bool {
+        matches!(self.target, Target::Pin)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod function;
 pub mod irq;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
+pub mod nvme;
 pub mod pci;
 pub mod virtio;
 pub mod wire;

@@ -20,6 +20,7 @@ mod framework;
 mod generated;
 mod iobuf;
 mod log;
+mod nvmf;
 mod scheduler;
 mod thread;
 mod vfu;
@@ -48,6 +49,11 @@ pub(crate) const TABLES: &[&[Method<Target>]] = &[
     bdev_raid::METHODS,
     bdev_services::METHODS,
     iobuf::METHODS,
+    nvmf::TRANSPORT,
+    nvmf::SUBSYSTEM,
+    nvmf::NAMESPACE,
+    nvmf::LISTENER,
+    nvmf::QUERY,
     vfu::METHODS,
 ];
 
@@ -71,6 +77,11 @@ pub(crate) fn iobuf_config(_target: &Target) -> Vec<Entry> {
 /// The calls that set the scheduler.
 pub(crate) fn scheduler_config(target: &Target) -> Vec<Entry> {
     scheduler::config(target)
+}
+
+/// The calls that make the NVMe subsystems.
+pub(crate) fn nvmf_config(target: &Target) -> Vec<Entry> {
+    nvmf::config(target)
 }
 
 /// The calls that make the endpoints.

@@ -6,7 +6,7 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU16, AtomicU32, Ordering},
     },
 };
 
@@ -94,6 +94,26 @@ impl<'a> Slice<'a> {
         let to = self.at(offset, from.len());
         // SAFETY: the target is mapped (`at`); the source is ours alone, so they do not overlap.
         unsafe { NonNull::from(from).cast::<u8>().copy_to_nonoverlapping(to, from.len()) };
+    }
+
+    fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
+        let at = self.at(offset, size_of::<u32>()).cast::<u32>();
+        assert!(at.is_aligned(), "a doorbell or a queue entry lies at an odd address");
+        // SAFETY: mapped (`at`), aligned, and touched by atomic or volatile accesses only.
+        unsafe { AtomicU32::from_ptr(at.as_ptr()) }
+    }
+
+    /// Loads a 32-bit doorbell.
+    #[inline]
+    #[must_use]
+    pub fn load_u32(&self, offset: usize, order: Ordering) -> u32 {
+        self.atomic_u32(offset).load(order)
+    }
+
+    /// Stores a 32-bit doorbell, or the word of an entry that makes it valid.
+    #[inline]
+    pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) {
+        self.atomic_u32(offset).store(value, order);
     }
 
     fn atomic_u16(&self, offset: usize) -> &AtomicU16 {

@@ -11,6 +11,7 @@
 pub mod blk;
 pub mod client;
 pub mod memory;
+pub mod nvme;
 pub mod packed;
 pub mod pci;
 pub mod ring;

@@ -15,6 +15,12 @@ use reactor::{Clock, CoreMask, Group, Handle, Mode, Reactor, ReactorConfig};
 
 use crate::{
     endpoint::{self, EndpointHandle, Listener, Spec},
+    nvme::{
+        self,
+        controller::ControllerOptions,
+        pcie::{NvmePci, NvmeSpec},
+        subsystem::Subsystem,
+    },
     virtio::{
         blk::{Blk, BlkSpec, Events},
         control::DoorbellMode,
@@ -130,6 +136,31 @@ impl Server {
     /// Takes an endpoint over that was started on these reactors: it is deleted with the others.
     pub fn adopt(&mut self, endpoint: EndpointHandle) {
         self.endpoints.push(endpoint);
+    }
+
+    /// Serves a controller of an NVMe subsystem on `socket`; the guest may map the doorbells if `is_mappable`.
+    pub fn serve_nvme(
+        &mut self,
+        socket: &Path,
+        subsystem: &Arc<Subsystem>,
+        options: ControllerOptions,
+        is_mappable: bool,
+    ) -> EndpointHandle {
+        let (subsystem, ana) = (Arc::clone(subsystem), Arc::default());
+        let spec = NvmeSpec { subsystem, ana, options, is_mappable };
+        let mask: CoreMask = self.reactors.iter().map(Handle::core).collect();
+        let name = socket.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let endpoint = endpoint::start(Spec {
+            group: Group::new(name.clone(), mask),
+            name,
+            listener: Listener::bind(socket, SOCKET_MODE).expect("a socket of our own"),
+            reactors: self.reactors.clone(),
+            vectors: nvme::pcie::vectors(options.max_io_queues),
+            model: Box::new(move |home, bus| Box::new(NvmePci::new(spec, home.clone(), Arc::clone(bus)))),
+        });
+        let endpoint = endpoint.expect("a running reactor");
+        self.endpoints.push(endpoint.clone());
+        endpoint
     }
 
     /// Pollers that panicked, on all reactors.

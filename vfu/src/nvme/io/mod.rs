@@ -1,0 +1,539 @@
+//! The I/O commands of one completion queue's submission queues, executed over bdev channels of its own.
+//!
+//! Used by a transport's queue owner, on its reactor. Reads and writes go straight to the bdev; what takes several
+//! requests, or memory of our own, is a [`job`]. It knows no rings: commands come with a tag, completions leave with it.
+
+mod bounce;
+mod job;
+mod reserve;
+mod space;
+
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Arc, atomic::Ordering},
+};
+
+use bdev::{Completion, IoVec, MAX_SEGMENTS, Op, OpKind, Rejected, Request, Token};
+use job::{Job, Kind};
+use space::{Access, Space};
+
+use super::{
+    controller::{ControllerOptions, oncs},
+    data::{self, Data},
+    link::{Counters, Link},
+    spec::{Command, DsmRange, NSID_ALL, Status, nvm},
+    subsystem::Subsystem,
+};
+
+/// Most commands of one completion queue that are executed at a time.
+pub const MAX_IN_FLIGHT: u16 = 1024;
+/// Completions taken from a channel at a time.
+const REAP_BATCH: usize = 64;
+/// Force Unit Access (NVM, figure 58).
+const FUA: u32 = 1 << 30;
+/// Deallocate, of Write Zeroes (NVM, figure 81).
+const DEAC: u32 = 1 << 25;
+/// Attribute Deallocate of Dataset Management (NVM, figure 42).
+const DSM_DEALLOCATE: u32 = 1 << 2;
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is done.
+    Done(Status),
+    /// [`Executor::reap`] will give it back.
+    InFlight,
+    /// No room now: to be tried again.
+    Full,
+}
+
+/// A command that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// What it was submitted with.
+    pub tag: u16,
+    /// Its identifier.
+    pub cid: u16,
+    /// How it ended.
+    pub status: Status,
+    /// Command specific.
+    pub dw0: u32,
+}
+
+/// A command in flight; its index is the token at the bdev.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    tag: u16,
+    cid: u16,
+    /// Blocks of 512 bytes, for the counters.
+    sectors: u32,
+    kind: SlotKind,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SlotKind {
+    #[default]
+    Free,
+    Read,
+    Write,
+    Other,
+    /// A job, by its index.
+    Job(u8),
+}
+
+/// Most jobs at a time; further commands that need one wait in their queue.
+const MAX_JOBS: u8 = 16;
+
+/// Executes the commands of one completion queue.
+pub struct Executor {
+    subsystem: Arc<Subsystem>,
+    link: Arc<Link>,
+    options: ControllerOptions,
+    counters: Arc<Counters>,
+    /// By namespace number, less one.
+    spaces: Vec<Option<Space>>,
+    /// Indexes of those that are there.
+    present: Vec<usize>,
+    slots: Box<[Slot]>,
+    free: Vec<u16>,
+    iov: Vec<IoVec>,
+    jobs: Vec<Option<Box<Job>>>,
+    #[expect(clippy::vec_box, reason = "a job is large, and moves between the lists")]
+    idle_jobs: Vec<Box<Job>>,
+    /// Slots of jobs whose next step found no room.
+    stuck: Vec<u16>,
+    /// The volatile write cache is off: every write goes through it.
+    write_through: bool,
+}
+
+/// The status of a command for how its bdev request ended.
+fn status_of(status: bdev::Status, writes: bool) -> Status {
+    use bdev::Status as B;
+    match status {
+        B::Ok => Status::SUCCESS,
+        B::Invalid => Status::INVALID_FIELD,
+        B::OutOfRange => Status::LBA_OUT_OF_RANGE,
+        B::Unsupported => Status::INVALID_OPCODE,
+        B::ReadOnly => Status::NAMESPACE_WRITE_PROTECTED,
+        B::NoSpace => Status::CAPACITY_EXCEEDED,
+        B::MediaError if writes => Status::WRITE_FAULT,
+        B::MediaError => Status::UNRECOVERED_READ,
+        B::Aborted => Status::ABORT_REQUESTED,
+        B::Removed => Status::INVALID_NAMESPACE,
+        _ => Status::INTERNAL_ERROR,
+    }
+}
+
+impl Executor {
+    /// An executor for at most `depth` commands at a time, without channels until [`Self::refresh`].
+    #[must_use]
+    pub fn new(subsystem: Arc<Subsystem>, link: Arc<Link>, options: ControllerOptions, depth: u16) -> Self {
+        let depth = depth.clamp(1, MAX_IN_FLIGHT);
+        let counters = link.open_counters();
+        let mut new = Self {
+            subsystem,
+            link,
+            options,
+            counters,
+            spaces: Vec::new(),
+            present: Vec::new(),
+            slots: vec![Slot::default(); usize::from(depth)].into_boxed_slice(),
+            free: (0..depth).rev().collect(),
+            iov: Vec::with_capacity(MAX_SEGMENTS as usize),
+            jobs: (0..MAX_JOBS).map(|_| None).collect(),
+            idle_jobs: Vec::new(),
+            stuck: Vec::with_capacity(usize::from(MAX_JOBS)),
+            write_through: false,
+        };
+        new.refresh();
+        new
+    }
+
+    /// Follows the subsystem: channels to namespaces that came, none to those that went. Nothing is in flight.
+    pub fn refresh(&mut self) {
+        let depth = u16::try_from(self.slots.len()).unwrap_or(MAX_IN_FLIGHT);
+        let namespaces = self.subsystem.namespaces();
+        let len = namespaces.last().map_or(0, |last| last.nsid as usize);
+        let mut old = std::mem::take(&mut self.spaces);
+        self.spaces.resize_with(len, || None);
+        for namespace in namespaces {
+            let at = namespace.nsid as usize - 1;
+            let kept = old.get_mut(at).and_then(Option::take).filter(|space| space.is_of(&namespace));
+            self.spaces[at] = Some(kept.map_or_else(
+                || Space::open(namespace, &self.link, depth),
+                |space| space.refreshed(&self.link),
+            ));
+        }
+        self.present = (0..len).filter(|&at| self.spaces[at].is_some()).collect();
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The clock, once a pass.
+    #[inline]
+    pub fn set_now(&mut self, now: u64) {
+        self.write_through = self.link.is_write_through();
+        for &at in &self.present {
+            if let Some(channel) = self.spaces[at].as_mut().and_then(|space| space.channel.as_mut()) {
+                channel.set_now(now);
+            }
+        }
+    }
+
+    /// Commands that were accepted and not yet given back.
+    #[must_use]
+    #[inline]
+    pub fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether a job waits for room at a bdev: to be polled.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        !self.stuck.is_empty()
+    }
+
+    /// Descriptors that are readable while completions wait; none in place of a channel that must be polled.
+    pub fn event_fds(&self) -> impl Iterator<Item = Option<BorrowedFd<'_>>> {
+        self.present
+            .iter()
+            .filter_map(|&at| self.spaces[at].as_ref()?.channel.as_ref())
+            .map(bdev::IoChannel::event_fd)
+    }
+
+    fn space(&mut self, nsid: u32) -> Result<usize, Status> {
+        let at = (nsid as usize).wrapping_sub(1);
+        match self.spaces.get(at) {
+            Some(Some(_)) => Ok(at),
+            _ => Err(Status::INVALID_NAMESPACE),
+        }
+    }
+
+    /// Whether the host may do this with the namespace now.
+    #[inline]
+    fn admit(&mut self, nsid: u32, access: Access) -> Result<usize, Status> {
+        let at = self.space(nsid)?;
+        if let Some(space) = &self.spaces[at] {
+            space.admit(access, &self.link)?;
+        }
+        Ok(at)
+    }
+
+    /// Takes a command that is not one of two fused.
+    #[inline]
+    pub fn submit(&mut self, tag: u16, command: &Command, data: &impl Data) -> Verdict {
+        let outcome = match command.opcode {
+            nvm::READ => self.transfer(tag, command, data, false),
+            nvm::WRITE => self.transfer(tag, command, data, true),
+            _ => self.other(tag, command, data),
+        };
+        outcome.unwrap_or_else(|status| {
+            Counters::add(&self.counters.commands, 1);
+            Verdict::Done(status)
+        })
+    }
+
+    /// Read and Write (NVM, 3.2.4 and 3.2.6).
+    #[inline]
+    fn transfer(
+        &mut self,
+        tag: u16,
+        command: &Command,
+        data: &impl Data,
+        write: bool,
+    ) -> Result<Verdict, Status> {
+        let Some(&slot) = self.free.last() else { return Ok(Verdict::Full) };
+        let at = self.admit(command.nsid, if write { Access::Write } else { Access::Read })?;
+        let Some(space) = &mut self.spaces[at] else { return Err(Status::INVALID_NAMESPACE) };
+        let blocks = u64::from(command.blocks());
+        let bytes = blocks << space.block_shift;
+        if bytes > u64::from(self.options.max_io_size) {
+            return Err(Status::INVALID_FIELD);
+        }
+        self.iov.clear();
+        data.map(command, bytes, !write, &mut self.iov)?;
+        let fua = command.cdw12 & FUA != 0 || self.write_through;
+        let op = if write { Op::Write { fua } } else { Op::Read };
+        let Some(channel) = &mut space.channel else { return Err(Status::NAMESPACE_NOT_READY) };
+        if space.align_mask != 0
+            && self.iov.iter().any(|v| (v.as_ptr().addr() | v.len()) & space.align_mask != 0)
+        {
+            return self.start(tag, command, at, Kind::Bounced { write, fua });
+        }
+        let request = Request { op, lba: command.slba(), blocks, iov: &self.iov, token: Token(slot.into()) };
+        match channel.submit(&request) {
+            Ok(()) => {
+                self.free.pop();
+                let kind = if write { SlotKind::Write } else { SlotKind::Read };
+                #[expect(clippy::cast_possible_truncation, reason = "below the largest transfer")]
+                let sectors = (bytes >> 9) as u32;
+                self.slots[usize::from(slot)] = Slot { tag, cid: command.cid, sectors, kind };
+                Ok(Verdict::InFlight)
+            }
+            Err(Rejected::Full) => Ok(Verdict::Full),
+            Err(Rejected::Failed(status)) => Err(status_of(status, write)),
+        }
+    }
+
+    /// One request without data.
+    fn single(
+        &mut self,
+        tag: u16,
+        command: &Command,
+        at: usize,
+        op: Op,
+        blocks: u64,
+    ) -> Result<Verdict, Status> {
+        let Some(&slot) = self.free.last() else { return Ok(Verdict::Full) };
+        let channel = self.spaces[at].as_mut().and_then(|space| space.channel.as_mut());
+        let Some(channel) = channel else { return Err(Status::NAMESPACE_NOT_READY) };
+        let lba = if op == Op::Flush { 0 } else { command.slba() };
+        match channel.submit(&Request { op, lba, blocks, iov: &[], token: Token(slot.into()) }) {
+            Ok(()) => {
+                self.free.pop();
+                self.slots[usize::from(slot)] =
+                    Slot { tag, cid: command.cid, sectors: 0, kind: SlotKind::Other };
+                Ok(Verdict::InFlight)
+            }
+            Err(Rejected::Full) => Ok(Verdict::Full),
+            Err(Rejected::Failed(status)) => Err(status_of(status, op.kind().modifies())),
+        }
+    }
+
+    fn supports(&self, at: usize, kind: OpKind) -> bool {
+        self.spaces[at].as_ref().is_some_and(|space| space.supports(kind))
+    }
+
+    #[cold]
+    fn other(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
+        let offered =
+            |bit: u16| if self.options.oncs() & bit != 0 { Ok(()) } else { Err(Status::INVALID_OPCODE) };
+        match command.opcode {
+            nvm::FLUSH => self.flush(tag, command),
+            nvm::COMPARE => {
+                offered(oncs::COMPARE)?;
+                self.compare(tag, command, data)
+            }
+            nvm::WRITE_ZEROES => {
+                offered(oncs::WRITE_ZEROES)?;
+                self.write_zeroes(tag, command)
+            }
+            nvm::DATASET_MANAGEMENT => {
+                offered(oncs::DSM)?;
+                self.dataset_management(tag, command, data)
+            }
+            nvm::VERIFY => {
+                offered(oncs::VERIFY)?;
+                let at = self.admit(command.nsid, Access::Read)?;
+                self.check_range(at, command.slba(), u64::from(command.blocks()))?;
+                self.start(tag, command, at, Kind::Verify)
+            }
+            nvm::COPY => {
+                offered(oncs::COPY)?;
+                self.copy(tag, command, data)
+            }
+            nvm::RESERVATION_REGISTER
+            | nvm::RESERVATION_REPORT
+            | nvm::RESERVATION_ACQUIRE
+            | nvm::RESERVATION_RELEASE => {
+                offered(oncs::RESERVATIONS)?;
+                let status = self.reserve(command, data).err().unwrap_or(Status::SUCCESS);
+                Counters::add(&self.counters.commands, 1);
+                Ok(Verdict::Done(status))
+            }
+            // Write Uncorrectable is not offered: no bdev can mark blocks as bad.
+            _ => Err(Status::INVALID_OPCODE),
+        }
+    }
+
+    fn check_range(&self, at: usize, lba: u64, blocks: u64) -> Result<(), Status> {
+        let total = self.spaces[at].as_ref().map_or(0, Space::num_blocks);
+        if blocks <= total && lba <= total - blocks { Ok(()) } else { Err(Status::LBA_OUT_OF_RANGE) }
+    }
+
+    fn flush(&mut self, tag: u16, command: &Command) -> Result<Verdict, Status> {
+        if command.nsid == NSID_ALL {
+            return self.start(tag, command, usize::MAX, Kind::FlushAll);
+        }
+        let at = self.admit(command.nsid, Access::Flush)?;
+        if !self.supports(at, OpKind::Flush) {
+            // Nothing is cached.
+            Counters::add(&self.counters.commands, 1);
+            return Ok(Verdict::Done(Status::SUCCESS));
+        }
+        self.single(tag, command, at, Op::Flush, 0)
+    }
+
+    fn write_zeroes(&mut self, tag: u16, command: &Command) -> Result<Verdict, Status> {
+        let at = self.admit(command.nsid, Access::Write)?;
+        let blocks = u64::from(command.blocks());
+        self.check_range(at, command.slba(), blocks)?;
+        let fua = command.cdw12 & FUA != 0 || self.write_through;
+        if !self.supports(at, OpKind::WriteZeroes) {
+            return self.start(tag, command, at, Kind::Zero { fua });
+        }
+        let unmap = command.cdw12 & DEAC != 0;
+        self.single(tag, command, at, Op::WriteZeroes { unmap, fua }, blocks)
+    }
+
+    /// Compare (NVM, 3.2.1): the data is read and looked at here, as no bdev can.
+    fn compare(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
+        let at = self.admit(command.nsid, Access::Read)?;
+        self.map_range(at, command, data, false)?;
+        self.start(tag, command, at, Kind::Compare)
+    }
+
+    /// Maps the data of a command that has a range of blocks like Read's.
+    fn map_range(
+        &mut self,
+        at: usize,
+        command: &Command,
+        data: &impl Data,
+        device_writes: bool,
+    ) -> Result<(), Status> {
+        let shift = self.spaces[at].as_ref().map_or(9, |space| space.block_shift);
+        let blocks = u64::from(command.blocks());
+        let bytes = blocks << shift;
+        if bytes > u64::from(self.options.max_io_size) {
+            return Err(Status::INVALID_FIELD);
+        }
+        self.check_range(at, command.slba(), blocks)?;
+        self.iov.clear();
+        data.map(command, bytes, device_writes, &mut self.iov)
+    }
+
+    /// Takes two fused commands: Compare and Write (NVM, 2.1.2). Each is done, or both are in flight, or neither is taken.
+    ///
+    /// # Errors
+    /// The status of the first, when both are done at once; the second is then aborted.
+    pub fn submit_fused(
+        &mut self,
+        tag: u16,
+        (first, second): (&Command, &Command),
+        data: &impl Data,
+    ) -> Result<Verdict, Status> {
+        if first.opcode != nvm::COMPARE || second.opcode != nvm::WRITE || self.options.fuses() == 0 {
+            return Err(Status::INVALID_OPCODE);
+        }
+        let same =
+            first.nsid == second.nsid && first.slba() == second.slba() && first.blocks() == second.blocks();
+        if !same {
+            return Err(Status::INVALID_FIELD);
+        }
+        if self.free.is_empty() || !self.has_job() {
+            return Ok(Verdict::Full);
+        }
+        let at = self.admit(first.nsid, Access::Write)?;
+        self.map_range(at, second, data, false)?;
+        let write = std::mem::replace(&mut self.iov, Vec::with_capacity(MAX_SEGMENTS as usize));
+        self.map_range(at, first, data, false)?;
+        let fua = second.cdw12 & FUA != 0 || self.write_through;
+        self.start(tag, first, at, Kind::Fused { second: second.cid, fua, write })
+    }
+
+    /// Dataset Management (NVM, 3.2.3): only Deallocate does something; the rest are hints.
+    fn dataset_management(
+        &mut self,
+        tag: u16,
+        command: &Command,
+        data: &impl Data,
+    ) -> Result<Verdict, Status> {
+        let deallocates = command.cdw11 & DSM_DEALLOCATE != 0;
+        let at = self.admit(command.nsid, if deallocates { Access::Write } else { Access::Flush })?;
+        let count = (command.cdw10 & 0xff) as usize + 1;
+        let mut ranges = vec![DsmRange::default(); count];
+        data::fetch(data, command, zerocopy::IntoBytes::as_mut_bytes(&mut ranges[..]))?;
+        let limit = self.subsystem.options().dmrsl;
+        for range in &ranges {
+            if limit != 0 && range.blocks > limit {
+                return Err(Status::COMMAND_SIZE_LIMIT);
+            }
+            self.check_range(at, range.slba, range.blocks.into())?;
+        }
+        if !deallocates || !self.supports(at, OpKind::Unmap) {
+            Counters::add(&self.counters.commands, 1);
+            return Ok(Verdict::Done(Status::SUCCESS));
+        }
+        let ranges = ranges.iter().filter(|range| range.blocks > 0);
+        let ranges = ranges.map(|range| (range.slba, u64::from(range.blocks))).collect();
+        self.start(tag, command, at, Kind::Discard { ranges })
+    }
+
+    /// Sends on what was submitted in this pass.
+    #[inline]
+    pub fn kick(&mut self) {
+        for &at in &self.present {
+            if let Some(channel) = self.spaces[at].as_mut().and_then(|space| space.channel.as_mut())
+                && channel.in_flight() > 0
+            {
+                channel.kick();
+            }
+        }
+    }
+
+    /// Gives finished commands back.
+    #[inline]
+    pub fn reap(&mut self, done: &mut impl FnMut(Finished)) {
+        if !self.stuck.is_empty() {
+            self.unstick(done);
+        }
+        for index in 0..self.present.len() {
+            let at = self.present[index];
+            let mut batch = [Completion::EMPTY; REAP_BATCH];
+            loop {
+                let channel = self.spaces[at].as_mut().and_then(|space| space.channel.as_mut());
+                let Some(channel) = channel.filter(|channel| channel.in_flight() > 0) else { break };
+                let n = channel.reap(&mut batch);
+                for completion in &batch[..n] {
+                    self.finish(*completion, done);
+                }
+                if n < batch.len() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn finish(&mut self, completion: Completion, done: &mut impl FnMut(Finished)) {
+        #[expect(clippy::cast_possible_truncation, reason = "tokens are indexes of slots")]
+        let index = completion.token.0 as u16;
+        let Slot { tag, cid, sectors, kind } = self.slots[usize::from(index)];
+        let counters = &self.counters;
+        let writes = kind != SlotKind::Read;
+        match kind {
+            SlotKind::Read if completion.status == bdev::Status::Ok => {
+                Counters::add(&counters.reads, 1);
+                Counters::add(&counters.sectors_read, sectors.into());
+            }
+            SlotKind::Write if completion.status == bdev::Status::Ok => {
+                Counters::add(&counters.writes, 1);
+                Counters::add(&counters.sectors_written, sectors.into());
+            }
+            SlotKind::Job(job) => return self.advance(index, job, Some(completion.status), done),
+            _ => {}
+        }
+        let status = status_of(completion.status, writes);
+        if completion.status == bdev::Status::MediaError {
+            Counters::add(&counters.media_errors, 1);
+        }
+        Counters::add(&counters.commands, 1);
+        self.release(index);
+        done(Finished { tag, cid, status, dw0: 0 });
+    }
+
+    #[inline]
+    fn release(&mut self, slot: u16) {
+        self.slots[usize::from(slot)].kind = SlotKind::Free;
+        self.free.push(slot);
+    }
+
+    /// Publishes how much is in flight, for those who ask over RPC.
+    pub fn publish(&self) {
+        self.counters.in_flight.store(self.in_flight() as u64, Ordering::Relaxed);
+    }
+}

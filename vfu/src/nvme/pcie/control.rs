@@ -1,0 +1,157 @@
+//! What a controller, on its home reactor, and the owner of a completion queue, on another, say to each other.
+//!
+//! As in virtio: the home changes what it wants, bumps the epoch and wakes the owner; the owner sees the epoch at the
+//! start of a pass, finishes what is in flight, follows, and acknowledges.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+};
+
+use reactor::Waker;
+
+use super::ring::{Buffers, Rings, Setup};
+
+/// Where a completion queue is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum State {
+    /// On its way to its reactor.
+    Starting,
+    /// Works.
+    Running,
+    /// Has stopped as it was told; holds nothing.
+    Stopped,
+    /// Its owner panicked.
+    Failed,
+}
+
+/// What the home wants of an owner.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    /// The submission queues.
+    pub(super) sqs: Vec<Setup>,
+    /// Shadow doorbells.
+    pub(super) buffers: Option<Buffers>,
+}
+
+/// The two-way control block of one completion queue.
+#[derive(Debug)]
+pub(super) struct Control {
+    epoch: AtomicU64,
+    acked: AtomicU64,
+    stop: AtomicBool,
+    state: AtomicU8,
+    owner: Mutex<Option<Waker>>,
+    home: Waker,
+    wanted: Mutex<Wanted>,
+    /// What the owner left when it stopped.
+    rings: Mutex<Option<Rings>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Control {
+    pub(super) fn new(home: Waker, wanted: Wanted) -> Arc<Self> {
+        Arc::new(Self {
+            epoch: AtomicU64::new(1),
+            acked: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            state: AtomicU8::new(State::Starting as u8),
+            owner: Mutex::new(None),
+            home,
+            wanted: Mutex::new(wanted),
+            rings: Mutex::new(None),
+        })
+    }
+
+    // The home's side.
+
+    /// Changes what is wanted; the owner will follow.
+    pub(super) fn want(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut lock(&self.wanted));
+        self.sync();
+    }
+
+    /// Something changed outside: windows, interrupts, namespaces.
+    pub(super) fn sync(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.wake();
+    }
+
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.sync();
+    }
+
+    /// A doorbell was rung by a message.
+    pub(super) fn wake(&self) {
+        if let Some(owner) = &*lock(&self.owner) {
+            owner.wake();
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            0 => State::Starting,
+            1 => State::Running,
+            2 => State::Stopped,
+            _ => State::Failed,
+        }
+    }
+
+    /// Whether the owner has followed everything, or is gone.
+    pub(super) fn is_settled(&self) -> bool {
+        match self.state() {
+            State::Stopped | State::Failed => true,
+            State::Starting => false,
+            State::Running => {
+                !self.stop.load(Ordering::Acquire)
+                    && self.acked.load(Ordering::Acquire) == self.epoch.load(Ordering::Acquire)
+            }
+        }
+    }
+
+    /// The rings that an owner left which has stopped.
+    pub(super) fn take_rings(&self) -> Option<Rings> {
+        lock(&self.rings).take()
+    }
+
+    // The owner's side.
+
+    pub(super) fn leave(&self, rings: Rings) {
+        *lock(&self.rings) = Some(rings);
+    }
+
+    pub(super) fn started(&self, owner: Waker) {
+        *lock(&self.owner) = Some(owner);
+        self.state.store(State::Running as u8, Ordering::Release);
+        self.home.wake();
+    }
+
+    pub(super) fn ended(&self, state: State) {
+        *lock(&self.owner) = None;
+        self.state.store(state as u8, Ordering::Release);
+        self.home.wake();
+    }
+
+    #[inline]
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(super) fn acknowledge(&self, epoch: u64) {
+        self.acked.store(epoch, Ordering::Release);
+        self.home.wake();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    pub(super) fn wanted(&self) -> Wanted {
+        lock(&self.wanted).clone()
+    }
+}

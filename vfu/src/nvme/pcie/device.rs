@@ -1,0 +1,477 @@
+//! A controller with its queues over PCIe, on its home reactor: registers, the admin queue, and the control blocks of the
+//! I/O queues. [`super::NvmePci`] and the admin queue's poller share it; both live on the home reactor.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use reactor::Handle;
+
+use super::{
+    control::{Control, State},
+    doorbells::{Doorbells, Side},
+    memory::GuestData,
+    registers::{Register, Registers, capabilities},
+    ring::{Buffers, Cq, Setup, Sq},
+};
+use crate::{
+    device::{Bus, Home, Progress},
+    dma::View,
+    irq::Signal,
+    nvme::{
+        controller::{Controller, Reply},
+        link::{Counters, QueueInfo, flag},
+        spec::{Command, NSSR_MAGIC, PAGE, Status, admin, cc, csts, reg},
+    },
+};
+
+/// Admin commands executed in one pass.
+const COMMANDS_PER_PASS: u16 = 64;
+
+/// The admin queue pair.
+struct Admin {
+    sq: Sq,
+    cq: Cq,
+    view: View,
+    signal: Signal,
+    asserted: bool,
+}
+
+/// A completion queue, as the home sees it.
+pub(super) struct Group {
+    pub(super) control: Arc<Control>,
+    /// Its submission queues.
+    pub(super) sqs: Vec<u16>,
+    pub(super) setup: Setup,
+    /// MSI-X vector, if interrupts are enabled.
+    pub(super) vector: Option<u16>,
+    /// Where it runs, or is to run next.
+    pub(super) reactor: Handle,
+    /// It is stopping only to start again there.
+    pub(super) is_moving: bool,
+}
+
+/// A queue command that waits for the queue's owner.
+pub(super) struct Deletion {
+    pub(super) cid: u16,
+    pub(super) cqid: u16,
+    /// None for the completion queue itself.
+    pub(super) sqid: Option<u16>,
+}
+
+/// What a reset that waits for the queues is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum After {
+    /// The host cleared CC.EN.
+    Disable,
+    /// The subsystem is reset.
+    Subsystem,
+    /// Back to power-on.
+    PowerOn,
+}
+
+pub(super) struct Device {
+    pub(super) controller: Controller,
+    pub(super) home: Home,
+    pub(super) bus: Arc<Bus>,
+    pub(super) doorbells: Arc<Doorbells>,
+    pub(super) registers: Registers,
+    admin: Option<Admin>,
+    /// By identifier; the first is the admin queue's and stays empty.
+    pub(super) groups: Vec<Option<Group>>,
+    /// The completion queue of each submission queue, by identifier.
+    pub(super) sqs: Vec<Option<u16>>,
+    pub(super) deletions: Vec<Deletion>,
+    pub(super) buffers: Option<Buffers>,
+    resetting: Option<After>,
+    /// The owner of a queue has panicked.
+    pub(super) is_faulted: bool,
+}
+
+impl Device {
+    pub(super) fn new(controller: Controller, home: Home, bus: Arc<Bus>, doorbells: Doorbells) -> Self {
+        let options = controller.options();
+        let queues = usize::from(options.max_io_queues) + 1;
+        let cap = capabilities(options.max_queue_depth, controller.subsystem().options().enable_nssr);
+        Self {
+            registers: Registers { cap, ..Registers::default() },
+            controller,
+            home,
+            bus,
+            doorbells: Arc::new(doorbells),
+            admin: None,
+            groups: (0..queues).map(|_| None).collect(),
+            sqs: vec![None; queues],
+            deletions: Vec::new(),
+            buffers: None,
+            resetting: None,
+            is_faulted: false,
+        }
+    }
+
+    pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset >= reg::DOORBELLS {
+            for (at, word) in (offset..).step_by(4).zip(data.chunks_exact(4)) {
+                self.ring(at - reg::DOORBELLS, u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+            }
+            return;
+        }
+        for (register, value) in self.registers.patch(offset, data) {
+            self.set(register, value);
+        }
+    }
+
+    /// A doorbell came as a message: it is stored where the owner looks, and the owner is woken.
+    fn ring(&mut self, at: u64, value: u32) {
+        let (Ok(qid), true) = (u16::try_from(at / 8), at.is_multiple_of(4)) else { return };
+        let side = if at.is_multiple_of(8) { Side::Tail } else { Side::Head };
+        let exists = match side {
+            _ if qid == 0 => self.admin.is_some(),
+            Side::Tail => self.sqs.get(usize::from(qid)).is_some_and(Option::is_some),
+            Side::Head => self.groups.get(usize::from(qid)).is_some_and(Option::is_some),
+        };
+        if !exists {
+            if self.registers.csts & csts::RDY != 0 {
+                self.controller.link().notify(flag::NO_DOORBELL);
+            }
+            return;
+        }
+        self.doorbells.store(qid, side, value);
+        if qid == 0 {
+            self.poll_admin();
+            return;
+        }
+        let cqid = if side == Side::Tail { self.sqs[usize::from(qid)].unwrap_or(0) } else { qid };
+        if let Some(group) = &self.groups[usize::from(cqid)] {
+            group.control.wake();
+        }
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "`patch` gives each register a value of its own width"
+    )]
+    fn set(&mut self, register: Register, value: u64) {
+        match register {
+            Register::Intms => self.mask(self.registers.intms | value as u32),
+            Register::Intmc => self.mask(self.registers.intms & !(value as u32)),
+            // Bits 11:0 and 27:16; addresses are those of pages (Base, 3.1.3.8 to 3.1.3.10).
+            Register::Aqa => self.registers.aqa = value as u32 & 0x0fff_0fff,
+            Register::Asq => self.registers.asq = value & !(PAGE - 1),
+            Register::Acq => self.registers.acq = value & !(PAGE - 1),
+            Register::Csts => self.registers.csts &= !(value as u32 & csts::NSSRO),
+            Register::Nssr => {
+                let subsystem = self.controller.subsystem();
+                if value as u32 == NSSR_MAGIC && subsystem.options().enable_nssr {
+                    tracing::info!(nqn = subsystem.options().nqn, "subsystem reset");
+                    subsystem.reset();
+                }
+            }
+            Register::Cc => self.set_cc(value as u32 & cc::WRITABLE),
+        }
+    }
+
+    /// INTMS and INTMC: without MSI-X, vector 0 is the pin (PCIe, 3.1.2).
+    fn mask(&mut self, mask: u32) {
+        self.registers.intms = mask;
+        self.bus.irqs.mask_pin(mask & 1 != 0);
+    }
+
+    fn set_cc(&mut self, value: u32) {
+        let old = std::mem::replace(&mut self.registers.cc, value);
+        let changed = old ^ value;
+        if changed & cc::EN != 0 {
+            if value & cc::EN != 0 {
+                self.enable();
+            } else {
+                self.stop(After::Disable);
+            }
+        }
+        if cc::shn(value) != 0 && cc::shn(old) == 0 {
+            // What was completed is with the bdev, which outlives the controller: nothing is to be saved first.
+            self.registers.csts = self.registers.csts & !csts::SHST | csts::SHST_COMPLETE;
+        }
+    }
+
+    fn enable(&mut self) {
+        let value = self.registers.cc;
+        let Registers { aqa, asq, acq, .. } = self.registers;
+        let (sq_size, cq_size) = ((aqa & 0xfff) as u16 + 1, (aqa >> 16 & 0xfff) as u16 + 1);
+        // The NVM command set, alone or as an I/O command set; pages of 4 KiB; round robin.
+        let valid = matches!(cc::css(value), 0 | 6)
+            && cc::mps(value) == 0
+            && cc::ams(value) == 0
+            && sq_size >= 2
+            && cq_size >= 2;
+        self.doorbells.clear();
+        let sq = Sq::new(Setup { qid: 0, size: sq_size, base: asq }, &self.doorbells);
+        let cq = Cq::new(Setup { qid: 0, size: cq_size, base: acq }, &self.doorbells);
+        let mut admin = Admin {
+            sq,
+            cq,
+            view: View::new(&self.bus.windows),
+            signal: self.bus.irqs.signal(0),
+            asserted: false,
+        };
+        // Some drivers enable the controller before they let it reach memory; its first command finds the rings then.
+        let reachable = admin.resolve(&self.bus) || !self.bus.bus_master();
+        if !valid || !reachable {
+            tracing::warn!(
+                cc = format!("{value:#x}"),
+                aqa = format!("{aqa:#x}"),
+                valid,
+                "a host's settings cannot be used"
+            );
+            self.registers.csts |= csts::CFS;
+            return;
+        }
+        self.admin = Some(admin);
+        self.controller.enable();
+        self.registers.csts |= csts::RDY;
+        tracing::info!(
+            nqn = self.controller.subsystem().options().nqn,
+            cntlid = self.controller.link().cntlid,
+            "controller enabled"
+        );
+    }
+
+    /// Stops all queues; [`Self::progress`] does the rest when they have.
+    fn stop(&mut self, after: After) {
+        self.resetting = self.resetting.max(Some(after));
+        if let Some(admin) = self.admin.take()
+            && admin.asserted
+        {
+            self.bus.irqs.deassert_level();
+        }
+        self.deletions.clear();
+        for group in self.groups.iter().flatten() {
+            group.control.stop();
+        }
+    }
+
+    /// Starts a reset to power-on state.
+    pub(super) fn power_on(&mut self) {
+        self.stop(After::PowerOn);
+    }
+
+    fn stopped(&mut self, after: After) {
+        self.groups.iter_mut().for_each(|group| *group = None);
+        self.sqs.fill(None);
+        self.buffers = None;
+        self.doorbells.clear();
+        self.controller.reset();
+        self.mask(0);
+        let Registers { cap, aqa, asq, acq, cc, .. } = self.registers;
+        self.registers = match after {
+            // The admin queue's registers are kept (Base, 3.7.2).
+            After::Disable => Registers { cap, aqa, asq, acq, cc, ..Registers::default() },
+            After::Subsystem => Registers { cap, csts: csts::NSSRO, ..Registers::default() },
+            After::PowerOn => Registers { cap, ..Registers::default() },
+        };
+    }
+
+    /// Windows, interrupts or bus mastering changed.
+    pub(super) fn sync(&mut self) {
+        if let Some(admin) = &mut self.admin {
+            admin.view = View::new(&self.bus.windows);
+            admin.signal = self.bus.irqs.signal(0);
+            admin.resolve(&self.bus);
+        }
+        self.sync_groups();
+        self.poll_admin();
+    }
+
+    fn sync_groups(&self) {
+        for group in self.groups.iter().flatten() {
+            group.control.sync();
+        }
+    }
+
+    pub(super) fn progress(&mut self) -> Progress {
+        if self.controller.link().is_notified() {
+            let (refresh, reset) = self.controller.follow();
+            if refresh {
+                self.sync_groups();
+            }
+            if reset {
+                self.stop(After::Subsystem);
+            }
+        }
+        let failed = self.groups.iter().flatten().any(|group| group.control.state() == State::Failed);
+        self.is_faulted |= failed;
+        if failed && self.resetting.is_none() {
+            self.registers.csts |= csts::CFS;
+        }
+        if let Some(after) = self.resetting {
+            let gone = |group: &Group| matches!(group.control.state(), State::Stopped | State::Failed);
+            if !self.groups.iter().flatten().all(gone) {
+                return Progress::Pending;
+            }
+            self.resetting = None;
+            self.stopped(after);
+            return Progress::Done;
+        }
+        if self.restart_moved() {
+            return Progress::Pending;
+        }
+        self.end_deletions();
+        self.tell_events();
+        // A queue that is being deleted holds nobody else up; one that has not followed a change does.
+        let deleted = |cqid: usize| self.deletions.iter().any(|deletion| usize::from(deletion.cqid) == cqid);
+        let settled = self.groups.iter().enumerate().all(|(cqid, group)| {
+            group.as_ref().is_none_or(|group| group.control.is_settled() || deleted(cqid))
+        });
+        if settled { Progress::Done } else { Progress::Pending }
+    }
+
+    fn end_deletions(&mut self) {
+        let mut at = 0;
+        while at < self.deletions.len() {
+            let Deletion { cid, cqid, sqid } = self.deletions[at];
+            let group = self.groups[usize::from(cqid)].as_ref();
+            let settled = group.is_none_or(|group| group.control.is_settled());
+            if !settled || !self.has_room() {
+                at += 1;
+                continue;
+            }
+            self.deletions.remove(at);
+            match sqid {
+                Some(sqid) => self.sqs[usize::from(sqid)] = None,
+                None => self.groups[usize::from(cqid)] = None,
+            }
+            self.tell_queues();
+            self.post(cid, Status::SUCCESS, 0);
+            self.raise();
+        }
+    }
+
+    /// Says which queues there are, for those who ask over RPC.
+    pub(super) fn tell_queues(&self) {
+        let info = |(qid, cqid): (usize, &Option<u16>)| {
+            let group = self.groups[usize::from((*cqid)?)].as_ref()?;
+            Some(QueueInfo { qid: u16::try_from(qid).ok()?, core: group.reactor.core() })
+        };
+        self.controller.link().set_queues(self.sqs.iter().enumerate().filter_map(info).collect());
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.admin.as_mut().is_some_and(|admin| admin.cq.room(1) > 0)
+    }
+
+    fn post(&mut self, cid: u16, status: Status, dw0: u32) {
+        if let Some(admin) = &mut self.admin {
+            admin.cq.post_raw(admin.sq.head, 0, cid, status, dw0);
+        }
+    }
+
+    fn raise(&mut self) {
+        let Some(admin) = &mut self.admin else { return };
+        self.controller.link().admin.interrupts.fetch_add(1, Ordering::Relaxed);
+        if admin.signal.is_pin() && !admin.asserted {
+            admin.asserted = true;
+            self.bus.irqs.assert_level();
+        }
+        admin.signal.raise_level();
+    }
+
+    /// Completes event requests for which there is an event, and those that were aborted.
+    fn tell_events(&mut self) {
+        let mut told = false;
+        while self.has_room()
+            && let Some(cid) = self.controller.take_aborted()
+        {
+            self.post(cid, Status::ABORT_REQUESTED, 0);
+            told = true;
+        }
+        while self.has_room()
+            && let Some((cid, dw0)) = self.controller.take_event()
+        {
+            self.post(cid, Status::SUCCESS, dw0);
+            told = true;
+        }
+        if told {
+            self.raise();
+        }
+    }
+
+    /// Executes what waits in the admin queue. True if there was something.
+    pub(super) fn poll_admin(&mut self) -> bool {
+        let mut taken = 0;
+        if let Some(admin) = &mut self.admin
+            && admin.asserted
+            && admin.cq.is_consumed()
+        {
+            admin.asserted = false;
+            self.bus.irqs.deassert_level();
+        }
+        while taken < COMMANDS_PER_PASS
+            && let Some(command) = self.next_admin()
+        {
+            taken += 1;
+            if let Reply::Done(status, dw0) = self.execute(&command) {
+                self.post(command.cid, status, dw0);
+            }
+        }
+        if taken > 0 {
+            self.raise();
+            self.tell_events();
+        }
+        taken > 0
+    }
+
+    /// The next admin command for whose completion there is room, besides those that are owed.
+    fn next_admin(&mut self) -> Option<Command> {
+        let owed = u16::try_from(self.deletions.len()).unwrap_or(u16::MAX);
+        let admin = self.admin.as_mut()?;
+        match admin.sq.look() {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(_) => {
+                self.controller.link().notify(flag::BAD_DOORBELL);
+                return None;
+            }
+        }
+        if admin.cq.room(owed.saturating_add(1)) <= owed {
+            return None;
+        }
+        let command = admin.sq.peek(0)?;
+        admin.sq.advance(1);
+        Some(command)
+    }
+
+    fn execute(&mut self, command: &Command) -> Reply {
+        let queue = match command.opcode {
+            admin::CREATE_CQ => self.create_cq(command),
+            admin::CREATE_SQ => self.create_sq(command),
+            admin::DELETE_CQ => self.delete_cq(command),
+            admin::DELETE_SQ => self.delete_sq(command),
+            admin::DOORBELL_BUFFER => self.set_buffers(command),
+            _ => {
+                let Some(admin) = &self.admin else { return Reply::Done(Status::INTERNAL_ERROR, 0) };
+                return self.controller.admin(command, &GuestData { view: &admin.view, admin: true });
+            }
+        };
+        Counters::add(&self.controller.link().admin.commands, 1);
+        queue.unwrap_or_else(|status| {
+            self.controller.log_error(0, command.cid, status, command.nsid);
+            Reply::Done(status, 0)
+        })
+    }
+
+    /// Asks for a doorbell of the admin queue; true if there is something already.
+    pub(super) fn arm_admin(&self) -> bool {
+        self.admin.as_ref().is_some_and(|admin| admin.sq.arm())
+    }
+
+    /// Whether an admin queue is at work.
+    pub(super) fn is_enabled(&self) -> bool {
+        self.admin.is_some()
+    }
+}
+
+impl Admin {
+    /// Finds the rings anew; false where they cannot be reached.
+    fn resolve(&mut self, bus: &Bus) -> bool {
+        let view = bus.bus_master().then_some(&self.view);
+        // The admin queue has no shadow doorbells: Linux and SPDK ring it by its register.
+        self.cq.resolve(view, None) & self.sq.resolve(view, None)
+    }
+}

@@ -1,0 +1,394 @@
+//! A completion queue's owner: the poller that takes commands off its submission queues, executes them, and posts what is
+//! done. One owner per completion queue, on one reactor, with channels of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Watch, Work};
+
+use super::{
+    control::{Control, State, Wanted},
+    doorbells::Doorbells,
+    memory::GuestData,
+    ring::{Cq, Rings, Setup, Sq},
+};
+use crate::{
+    device::Bus,
+    dma::View,
+    irq::Signal,
+    nvme::{
+        controller::ControllerOptions,
+        io::{Executor, Finished, MAX_IN_FLIGHT, Verdict},
+        link::{Counters, Link, flag},
+        spec::{Command, Status},
+        subsystem::Subsystem,
+    },
+};
+
+/// Commands taken off one submission queue in one pass, so that one queue does not keep the reactor from the others.
+const COMMANDS_PER_PASS: u16 = 256;
+/// How often a sleeping queue is looked at whose doorbells are mapped.
+pub(super) const FALLBACK_PERIOD: Duration = Duration::from_millis(1);
+/// Looks without work after which the period doubles, up to eight times.
+const LOOKS_PER_STEP: u32 = 64;
+
+/// How long a queue that was looked at in vain so often sleeps, in periods.
+pub(super) fn periods(looks: u32) -> u64 {
+    1 << (looks / LOOKS_PER_STEP).min(3)
+}
+
+/// All that is needed to start a completion queue on another reactor.
+pub(super) struct Start {
+    pub(super) name: String,
+    pub(super) group: reactor::Group,
+    pub(super) bus: Arc<Bus>,
+    pub(super) doorbells: Arc<Doorbells>,
+    pub(super) control: Arc<Control>,
+    pub(super) subsystem: Arc<Subsystem>,
+    pub(super) link: Arc<Link>,
+    pub(super) options: ControllerOptions,
+    pub(super) setup: Setup,
+    /// MSI-X vector, if interrupts are enabled.
+    pub(super) vector: Option<u16>,
+    /// Its rings, if it comes from another reactor.
+    pub(super) rings: Option<Rings>,
+}
+
+/// Sends a queue to its reactor.
+pub(super) fn start(reactor: &Handle, start: Start) -> Result<(), SendError> {
+    reactor.send(Box::new(move |reactor| {
+        let faulted = Arc::clone(&start.control);
+        let spec =
+            PollerSpec::new(start.name.clone(), &start.group).on_fault(move |_| faulted.ended(State::Failed));
+        reactor.add(spec, move |cx| {
+            let owner = Owner::new(start, cx);
+            owner.control.started(cx.waker());
+            Box::new(owner)
+        });
+    }))
+}
+
+struct Owner {
+    name: String,
+    bus: Arc<Bus>,
+    doorbells: Arc<Doorbells>,
+    control: Arc<Control>,
+    link: Arc<Link>,
+    vector: Option<u16>,
+    cq: Cq,
+    sqs: Vec<Sq>,
+    io: Executor,
+    view: View,
+    signal: Option<Signal>,
+    /// Completions that commands in flight will need.
+    owed: u16,
+    /// The queue holds the pin up.
+    asserted: bool,
+    /// The last pass left commands for want of room in the completion queue.
+    blocked: bool,
+    epoch: u64,
+    fallback: u64,
+    looks: u32,
+    cx: PollerCx,
+    watches: Vec<Watch>,
+    /// Some channel must be polled for completions.
+    unwatched: bool,
+}
+
+impl Owner {
+    fn new(start: Start, cx: &PollerCx) -> Self {
+        let Start { name, bus, doorbells, control, subsystem, link, options, setup, vector, rings, .. } =
+            start;
+        let depth = setup.size.saturating_sub(1).min(MAX_IN_FLIGHT);
+        let io = Executor::new(subsystem, Arc::clone(&link), options, depth);
+        let (cq, sqs) = rings.unwrap_or_else(|| (Cq::new(setup, &doorbells), Vec::new()));
+        let view = View::new(&bus.windows);
+        Self {
+            name,
+            bus,
+            doorbells,
+            control,
+            link,
+            vector,
+            cq,
+            sqs,
+            io,
+            view,
+            signal: None,
+            owed: 0,
+            asserted: false,
+            blocked: false,
+            epoch: 0,
+            fallback: cx.clock().ticks(FALLBACK_PERIOD),
+            looks: 0,
+            cx: cx.clone(),
+            watches: Vec::new(),
+            unwatched: false,
+        }
+    }
+
+    /// Looks at the tails: commands that wait.
+    #[inline]
+    fn look(&mut self) -> u32 {
+        let mut waiting = 0;
+        for sq in &mut self.sqs {
+            match sq.look() {
+                Ok(n) => waiting += u32::from(n),
+                Err(_) => {
+                    tracing::warn!(queue = self.name, "a doorbell was set to a value outside its queue");
+                    self.link.notify(flag::BAD_DOORBELL);
+                }
+            }
+        }
+        waiting
+    }
+
+    /// Takes commands from every submission queue. True if completions were posted at once.
+    #[inline]
+    fn take(&mut self) -> bool {
+        let Self { sqs, cq, io, view, owed, .. } = self;
+        let data = GuestData { view, admin: false };
+        let mut posted = false;
+        self.blocked = false;
+        for (index, sq) in sqs.iter_mut().enumerate() {
+            #[expect(clippy::cast_possible_truncation, reason = "at most 512 queues")]
+            let tag = index as u16;
+            let mut waiting = sq.waiting().min(COMMANDS_PER_PASS);
+            if waiting == 0 {
+                continue;
+            }
+            // Every command taken has room for its completion, so that posting never waits.
+            let mut room = cq.room(waiting + *owed).saturating_sub(*owed);
+            while waiting > 0 {
+                let Some(command) = sq.peek(0) else { break };
+                if command.fuse() != Command::FUSE_NONE {
+                    let (taken, more) = fused(sq, cq, io, owed, (tag, command, waiting, room), &data);
+                    posted |= more;
+                    if taken == 0 {
+                        self.blocked = room < 2;
+                        break;
+                    }
+                    waiting -= taken;
+                    room = cq.room(*owed + waiting).saturating_sub(*owed);
+                    continue;
+                }
+                if room == 0 {
+                    self.blocked = true;
+                    break;
+                }
+                match io.submit(tag, &command, &data) {
+                    Verdict::InFlight => *owed += 1,
+                    Verdict::Full => break,
+                    Verdict::Done(status) => {
+                        sq.advance(1);
+                        cq.post_raw(sq.head, sq.setup.qid, command.cid, status, 0);
+                        posted = true;
+                        waiting -= 1;
+                        room -= 1;
+                        continue;
+                    }
+                }
+                sq.advance(1);
+                waiting -= 1;
+                room -= 1;
+            }
+        }
+        posted
+    }
+
+    /// Posts what has finished, and raises the interrupt. True if something had.
+    #[inline]
+    fn complete(&mut self, mut posted: bool) -> bool {
+        let Self { io, cq, sqs, owed, .. } = self;
+        io.reap(&mut |finished: Finished| {
+            *owed -= 1;
+            if let Some(sq) = sqs.get(usize::from(finished.tag)) {
+                cq.post(sq.head, sq.setup.qid, finished);
+                posted = true;
+            }
+        });
+        if posted {
+            self.raise();
+        }
+        posted
+    }
+
+    #[inline]
+    fn raise(&mut self) {
+        let Some(signal) = &self.signal else { return };
+        Counters::add(&self.io.counters().interrupts, 1);
+        if signal.is_pin() && !self.asserted {
+            self.asserted = true;
+            self.bus.irqs.assert_level();
+        }
+        signal.raise_level();
+    }
+
+    /// Lets go of the pin when the driver has seen everything.
+    #[cold]
+    fn settle_pin(&mut self) {
+        if self.cq.is_consumed() {
+            self.release_pin();
+        }
+    }
+
+    fn release_pin(&mut self) {
+        if std::mem::take(&mut self.asserted) {
+            self.bus.irqs.deassert_level();
+        }
+    }
+
+    /// Follows a change when nothing is in flight.
+    #[cold]
+    fn follow(&mut self, epoch: u64) -> Work {
+        let finished = self.complete(false);
+        if self.io.in_flight() > 0 {
+            return if finished { Work::Busy } else { Work::Idle };
+        }
+        if self.control.is_stopping() {
+            self.release_pin();
+            self.io.publish();
+            let empty = Cq::new(Setup { qid: 0, size: 2, base: 0 }, &self.doorbells);
+            let cq = std::mem::replace(&mut self.cq, empty);
+            self.control.leave((cq, std::mem::take(&mut self.sqs)));
+            self.control.ended(State::Stopped);
+            return Work::Done;
+        }
+        self.view.refresh(&self.bus.windows);
+        self.io.refresh();
+        self.watch();
+        let Wanted { sqs, buffers } = self.control.wanted();
+        self.sqs.retain(|sq| sqs.contains(&sq.setup));
+        for setup in sqs {
+            if !self.sqs.iter().any(|sq| sq.setup == setup) {
+                self.sqs.push(Sq::new(setup, &self.doorbells));
+            }
+        }
+        // Memory comes and goes in steps; the last one brings the rings back.
+        let view = self.bus.bus_master().then_some(&self.view);
+        let mut resolved = self.cq.resolve(view, buffers);
+        for sq in &mut self.sqs {
+            resolved &= sq.resolve(view, buffers);
+        }
+        if !resolved {
+            tracing::debug!(queue = self.name, "queue suspended");
+        }
+        self.signal = self.vector.map(|vector| self.bus.irqs.signal(vector));
+        if !self.signal.as_ref().is_some_and(Signal::is_pin) {
+            self.release_pin();
+        }
+        self.epoch = epoch;
+        self.control.acknowledge(epoch);
+        Work::Busy
+    }
+
+    /// Has completions bring a sleeping queue back, where its bdevs can.
+    fn watch(&mut self) {
+        self.watches.clear();
+        self.unwatched = false;
+        for fd in self.io.event_fds() {
+            match fd.map(|fd| self.cx.watch(fd, Interest::Read)) {
+                Some(Ok(watch)) => self.watches.push(watch),
+                Some(Err(error)) => {
+                    tracing::error!(queue = self.name, %error, "completions cannot be watched");
+                    self.unwatched = true;
+                }
+                None => self.unwatched = true,
+            }
+        }
+    }
+}
+
+/// Takes two fused commands, or refuses one that stands alone. How many were taken, and whether completions were posted.
+#[cold]
+fn fused(
+    sq: &mut Sq,
+    cq: &mut Cq,
+    io: &mut Executor,
+    owed: &mut u16,
+    (tag, first, waiting, room): (u16, Command, u16, u16),
+    data: &GuestData<'_>,
+) -> (u16, bool) {
+    if room < 2 {
+        return (0, false);
+    }
+    let second = (waiting > 1).then(|| sq.peek(1)).flatten();
+    let second =
+        second.filter(|second| first.fuse() == Command::FUSE_FIRST && second.fuse() == Command::FUSE_SECOND);
+    let Some(second) = second else {
+        // Both must have been made visible by one doorbell (Base, 3.4.2).
+        sq.advance(1);
+        cq.post_raw(sq.head, sq.setup.qid, first.cid, Status::MISSING_FUSED, 0);
+        return (1, true);
+    };
+    match io.submit_fused(tag, (&first, &second), data) {
+        Ok(Verdict::InFlight) => {
+            *owed += 2;
+            sq.advance(2);
+            (2, false)
+        }
+        Ok(_) => (0, false),
+        Err(status) => {
+            sq.advance(2);
+            cq.post_raw(sq.head, sq.setup.qid, first.cid, status, 0);
+            cq.post_raw(sq.head, sq.setup.qid, second.cid, Status::FAILED_FUSED, 0);
+            (2, true)
+        }
+    }
+}
+
+impl Poller for Owner {
+    fn poll(&mut self, now: Tick) -> Work {
+        self.io.set_now(now.raw());
+        let waiting = self.look();
+        // After the rings were looked at: a window mapped before the driver used it is seen.
+        let epoch = self.control.epoch();
+        if epoch != self.epoch {
+            return self.follow(epoch);
+        }
+        if self.asserted {
+            self.settle_pin();
+        }
+        let mut posted = false;
+        if waiting > 0 {
+            posted = self.take();
+            self.io.kick();
+        }
+        if waiting == 0 && self.io.in_flight() == 0 {
+            return Work::Idle;
+        }
+        self.looks = 0;
+        let blocked = self.blocked;
+        // A queue whose driver does not look at its completions has nothing to do, however much waits.
+        if self.complete(posted) || (waiting > 0 && !blocked) { Work::Busy } else { Work::Idle }
+    }
+
+    fn park(&mut self, now: Tick) -> Park {
+        self.io.publish();
+        if self.io.is_stuck() || (self.io.in_flight() > 0 && self.unwatched) {
+            return Park::Ready;
+        }
+        // The head is of interest while room is wanted, or while the pin is up.
+        let head = (self.blocked || self.asserted) && self.cq.is_resolved();
+        let mut changed = head && self.cq.arm();
+        // Every one is armed, whatever the others say.
+        for sq in &self.sqs {
+            changed |= sq.arm();
+        }
+        if changed {
+            self.unpark();
+            return Park::Ready;
+        }
+        // Even a client that maps them may trap for a while (QEMU, while an INTx is up), and then map again.
+        if self.doorbells.is_mapped {
+            self.looks = self.looks.saturating_add(1);
+            Park::Until(now.after(self.fallback * periods(self.looks)))
+        } else {
+            Park::Wait
+        }
+    }
+
+    fn unpark(&mut self) {
+        self.sqs.iter().for_each(Sq::disarm);
+        self.cq.disarm();
+    }
+}

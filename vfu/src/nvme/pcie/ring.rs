@@ -1,0 +1,223 @@
+//! Submission and completion queues in guest memory (PCIe, 3.1; Base, 3.3.1).
+
+use std::sync::atomic::Ordering;
+
+use super::doorbells::{Doorbell, Doorbells, Side};
+use crate::{
+    dma::{Span, View},
+    nvme::{
+        io::Finished,
+        spec::{CQE_LEN, Command, SQE_LEN, Status},
+    },
+};
+
+/// How a queue was set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Setup {
+    pub(super) qid: u16,
+    pub(super) size: u16,
+    pub(super) base: u64,
+}
+
+/// Guest addresses of the shadow doorbells and of their event indexes.
+pub(super) type Buffers = (u64, u64);
+
+fn shadow(view: &View, buffers: Option<Buffers>) -> Option<(Span, Span)> {
+    let (shadow, event) = buffers?;
+    // One page each (Base, 5.8).
+    Some((view.span(shadow, 4096, true).ok()?, view.span(event, 4096, true).ok()?))
+}
+
+/// A submission queue.
+#[derive(Debug)]
+pub(super) struct Sq {
+    pub(super) setup: Setup,
+    pub(super) head: u16,
+    /// As the doorbell said last.
+    tail: u16,
+    doorbell: Doorbell,
+    entries: Option<Span>,
+    /// A tail outside the queue, told once.
+    bad: bool,
+}
+
+/// A doorbell says something that is not in its queue.
+#[derive(Debug)]
+pub(super) struct BadDoorbell;
+
+impl Sq {
+    pub(super) fn new(setup: Setup, doorbells: &Doorbells) -> Self {
+        let doorbell = Doorbell::new(doorbells, setup.qid, Side::Tail);
+        Self { setup, head: 0, tail: 0, doorbell, entries: None, bad: false }
+    }
+
+    /// Finds its memory anew; without it, it rests.
+    pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) -> bool {
+        let len = usize::from(self.setup.size) * SQE_LEN;
+        self.entries = view.and_then(|view| view.span(self.setup.base, len, false).ok());
+        // Only pages of 512 pairs have a shadow: the buffers are one page long.
+        let buffers = buffers.filter(|_| self.setup.qid < 512);
+        self.doorbell.set_shadow(view.and_then(|view| shadow(view, buffers)));
+        self.entries.is_some()
+    }
+
+    /// Entries that wait. The tail is loaded with acquire.
+    #[inline]
+    pub(super) fn look(&mut self) -> Result<u16, BadDoorbell> {
+        let tail = self.doorbell.load();
+        if tail >= u32::from(self.setup.size) {
+            if std::mem::replace(&mut self.bad, true) {
+                return Ok(0);
+            }
+            return Err(BadDoorbell);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "below the size")]
+        let tail = tail as u16;
+        if tail != self.tail {
+            self.tail = tail;
+            self.doorbell.disarm(tail.into());
+        }
+        Ok(self.waiting())
+    }
+
+    #[inline]
+    pub(super) fn waiting(&self) -> u16 {
+        if self.entries.is_none() {
+            0
+        } else if self.tail >= self.head {
+            self.tail - self.head
+        } else {
+            self.setup.size - self.head + self.tail
+        }
+    }
+
+    /// The entry `ahead` of the head; each is read once.
+    #[inline]
+    pub(super) fn peek(&self, ahead: u16) -> Option<Command> {
+        let at = (usize::from(self.head) + usize::from(ahead)) % usize::from(self.setup.size);
+        Some(self.entries.as_ref()?.slice().read(at * SQE_LEN))
+    }
+
+    /// Takes `n` entries off.
+    #[inline]
+    pub(super) fn advance(&mut self, n: u16) {
+        let head = u32::from(self.head) + u32::from(n);
+        let size = u32::from(self.setup.size);
+        #[expect(clippy::cast_possible_truncation, reason = "below the size")]
+        {
+            self.head = (if head >= size { head - size } else { head }) as u16;
+        }
+    }
+
+    /// Asks for a doorbell; true if there is something already.
+    pub(super) fn arm(&self) -> bool {
+        self.entries.is_some() && self.doorbell.arm(self.tail.into()) && !self.bad
+    }
+
+    pub(super) fn disarm(&self) {
+        self.doorbell.disarm(self.tail.into());
+    }
+}
+
+/// A completion queue with its submission queues, as an owner leaves them to another.
+pub(super) type Rings = (Cq, Vec<Sq>);
+
+/// A completion queue.
+#[derive(Debug)]
+pub(super) struct Cq {
+    setup: Setup,
+    tail: u16,
+    /// As the doorbell said last.
+    head: u16,
+    phase: bool,
+    doorbell: Doorbell,
+    entries: Option<Span>,
+}
+
+impl Cq {
+    pub(super) fn new(setup: Setup, doorbells: &Doorbells) -> Self {
+        let doorbell = Doorbell::new(doorbells, setup.qid, Side::Head);
+        Self { setup, tail: 0, head: 0, phase: true, doorbell, entries: None }
+    }
+
+    /// Finds its memory anew; without it, it rests.
+    pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) -> bool {
+        let len = usize::from(self.setup.size) * CQE_LEN;
+        self.entries = view.and_then(|view| view.span(self.setup.base, len, true).ok());
+        let buffers = buffers.filter(|_| self.setup.qid < 512);
+        self.doorbell.set_shadow(view.and_then(|view| shadow(view, buffers)));
+        self.entries.is_some()
+    }
+
+    pub(super) fn is_resolved(&self) -> bool {
+        self.entries.is_some()
+    }
+
+    fn used(&self) -> u16 {
+        if self.tail >= self.head { self.tail - self.head } else { self.setup.size - self.head + self.tail }
+    }
+
+    /// Entries that can be posted, if `want` of them suffice as the head was seen last; else as it is now.
+    #[inline]
+    pub(super) fn room(&mut self, want: u16) -> u16 {
+        if self.entries.is_none() {
+            return 0;
+        }
+        let room = self.setup.size - 1 - self.used();
+        if room >= want { room } else { self.room_now() }
+    }
+
+    fn room_now(&mut self) -> u16 {
+        self.look();
+        self.setup.size - 1 - self.used()
+    }
+
+    /// Loads the head; one outside the queue is not believed.
+    fn look(&mut self) {
+        let head = self.doorbell.load();
+        if head < u32::from(self.setup.size) {
+            #[expect(clippy::cast_possible_truncation, reason = "below the size")]
+            {
+                self.head = head as u16;
+            }
+        }
+    }
+
+    /// Whether the driver has seen everything.
+    pub(super) fn is_consumed(&mut self) -> bool {
+        self.look();
+        self.head == self.tail
+    }
+
+    /// Posts a completion; there is room.
+    #[inline]
+    pub(super) fn post(&mut self, sq_head: u16, sq_id: u16, finished: Finished) {
+        let Finished { cid, status, dw0, .. } = finished;
+        self.post_raw(sq_head, sq_id, cid, status, dw0);
+    }
+
+    #[inline]
+    pub(super) fn post_raw(&mut self, sq_head: u16, sq_id: u16, cid: u16, status: Status, dw0: u32) {
+        let Some(entries) = &self.entries else { return };
+        let at = usize::from(self.tail) * CQE_LEN;
+        let slice = entries.slice();
+        slice.write(at, u64::from(dw0));
+        slice.write(at + 8, u32::from(sq_id) << 16 | u32::from(sq_head));
+        // The phase comes last: with it the driver may look at the rest.
+        let last = u32::from(status.word(self.phase)) << 16 | u32::from(cid);
+        slice.store_u32(at + 12, last, Ordering::Release);
+        self.tail += 1;
+        if self.tail == self.setup.size {
+            (self.tail, self.phase) = (0, !self.phase);
+        }
+    }
+
+    /// Asks for a doorbell at the next change of the head; true if there was one.
+    pub(super) fn arm(&self) -> bool {
+        self.doorbell.arm(self.head.into())
+    }
+
+    pub(super) fn disarm(&self) {
+        self.doorbell.disarm(self.head.into());
+    }
+}

@@ -1,0 +1,198 @@
+//! Resets, deletions, moves: under load, and at any moment.
+
+use std::sync::Arc;
+
+use vfu::{
+    mock::nvme::{Nvme, blocks_command, status_of},
+    nvme::spec::{Command, Status, admin, nvm},
+};
+
+use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, read, write};
+
+fn load(nvme: &mut Nvme, queue: usize, dptr: [u64; 2]) {
+    let commands: Vec<Command> = (0..48).map(|n| blocks_command(nvm::READ, 1, n * 8, 16, dptr)).collect();
+    nvme.submit(queue, &commands).unwrap();
+}
+
+#[test]
+fn controller_is_reset_under_load_again_and_again() {
+    for doorbells in ALL {
+        let mut rig = Rig::new();
+        let mut nvme = rig.driver(doorbells, 2);
+        write(&mut nvme, 1, 0, &[9; BLOCK]);
+        let dptr = buffer(&mut nvme);
+        for _ in 0..20 {
+            load(&mut nvme, 0, dptr);
+            load(&mut nvme, 1, dptr);
+            nvme.disable().unwrap();
+            nvme.enable().unwrap();
+            nvme.create_queues(2, 64).unwrap();
+            load(&mut nvme, 1, dptr);
+            assert_eq!(nvme.drain(1).unwrap().len(), 48);
+        }
+        assert_eq!(read(&mut nvme, 1, 0, 1), (Status::SUCCESS, vec![9; BLOCK]), "{doorbells:?}");
+        assert_eq!(rig.server.faults(), 0);
+    }
+}
+
+#[test]
+fn function_is_reset_under_load_and_serves_the_next_driver() {
+    let mut rig = Rig::new();
+    let mut nvme = rig.driver(Doorbells::Mapped, 1);
+    let dptr = buffer(&mut nvme);
+    load(&mut nvme, 0, dptr);
+    nvme.client().reset().unwrap();
+    drop(nvme);
+    let mut next = Nvme::connect(&rig.socket("cntrl"), 16 << 20).unwrap();
+    next.enable().unwrap();
+    next.create_queues(1, 32).unwrap();
+    assert_eq!(read(&mut next, 1, 0, 1).0, Status::SUCCESS);
+}
+
+#[test]
+fn client_that_vanishes_under_load_leaves_the_controller_for_the_next() {
+    let mut rig = Rig::new();
+    let mut nvme = rig.driver(Doorbells::Trapped, 2);
+    let dptr = buffer(&mut nvme);
+    load(&mut nvme, 0, dptr);
+    load(&mut nvme, 1, dptr);
+    drop(nvme);
+    for _ in 0..5 {
+        let mut next = Nvme::connect(&rig.socket("cntrl"), 16 << 20).unwrap();
+        next.enable().unwrap();
+        next.create_queues(2, 32).unwrap();
+        assert_eq!(write(&mut next, 1, 3, &[1; BLOCK]), Status::SUCCESS);
+    }
+    assert_eq!(rig.server.faults(), 0);
+}
+
+#[test]
+fn endpoint_is_removed_under_load() {
+    let mut rig = Rig::new();
+    let mut nvme = rig.driver(Doorbells::Mapped, 2);
+    let dptr = buffer(&mut nvme);
+    load(&mut nvme, 0, dptr);
+    load(&mut nvme, 1, dptr);
+    assert!(rig.server.delete_endpoints(std::time::Duration::from_secs(30)));
+    assert!(rig.subsystem.links().is_empty());
+    assert_eq!(rig.server.faults(), 0);
+}
+
+#[test]
+fn queue_is_deleted_and_made_again_while_another_works() {
+    let mut rig = Rig::new();
+    let mut nvme = rig.driver(Doorbells::Shadow, 2);
+    let dptr = buffer(&mut nvme);
+    for _ in 0..10 {
+        load(&mut nvme, 0, dptr);
+        for opcode in [admin::DELETE_SQ, admin::DELETE_CQ] {
+            nvme.admin_ok(Command { opcode, cdw10: 2, ..Command::default() }).unwrap();
+        }
+        nvme.io.pop();
+        nvme.create_queues(1, 64).unwrap();
+        assert!(nvme.drain(0).unwrap().iter().all(|done| status_of(done).is_success()));
+    }
+}
+
+#[test]
+fn queues_move_between_reactors_under_load_and_lose_nothing() {
+    let mut rig = Rig::new();
+    let socket = rig.socket("moving");
+    let endpoint = rig.server.serve_nvme(&socket, &rig.subsystem, rig.options, false);
+    let mut nvme = Nvme::connect(&socket, 16 << 20).unwrap();
+    nvme.enable().unwrap();
+    nvme.create_queues(1, 64).unwrap();
+    let dptr = buffer(&mut nvme);
+    for turn in 0..20 {
+        load(&mut nvme, 0, dptr);
+        endpoint.move_queue(0, rig.server.reactors()[turn % 2].clone());
+        let done = nvme.drain(0).unwrap();
+        assert_eq!(done.len(), 48);
+        assert!(done.iter().all(|done| status_of(done).is_success()));
+    }
+}
+
+#[test]
+fn namespaces_come_and_go_under_load() {
+    let mut rig = Rig::new();
+    let mut nvme = rig.driver(Doorbells::Mapped, 1);
+    let dptr = buffer(&mut nvme);
+    for turn in 0..10 {
+        load(&mut nvme, 0, dptr);
+        let nsid = rig.add(&format!("Extra{turn}"));
+        load(&mut nvme, 0, dptr);
+        assert!(nvme.drain(0).unwrap().iter().all(|done| status_of(done).is_success()));
+        let status =
+            (0..10_000).map(|_| write(&mut nvme, nsid, 0, &[1; BLOCK])).find(|status| status.is_success());
+        assert!(status.is_some(), "the queue follows");
+        assert!(rig.subsystem.remove_namespace(nsid));
+        let status = (0..10_000).map(|_| read(&mut nvme, nsid, 0, 1).0).find(|status| !status.is_success());
+        assert_eq!(status, Some(Status::INVALID_NAMESPACE));
+    }
+}
+
+#[test]
+fn memory_that_is_unmapped_under_a_live_queue_suspends_it_until_it_is_back() {
+    let mut rig = Rig::new();
+    let mut nvme = rig.driver(Doorbells::Trapped, 1);
+    write(&mut nvme, 1, 0, &[3; BLOCK]);
+    nvme.client().dma_unmap_all().unwrap();
+    let regions: Vec<_> = nvme.memory.regions().to_vec();
+    let file = nvme.memory.file().try_clone_to_owned().unwrap();
+    for region in regions {
+        let both = vfu::dma::Protection { read: true, write: true };
+        let file = Some((std::os::fd::AsFd::as_fd(&file), region.offset));
+        nvme.client().dma_map(region.address, region.len, both, file).unwrap();
+    }
+    assert_eq!(read(&mut nvme, 1, 0, 1), (Status::SUCCESS, vec![3; BLOCK]));
+    assert!(nvme.identify(1, 0).is_ok());
+}
+
+#[test]
+fn as_many_queues_as_there_are_work() {
+    let mut rig = Rig::new();
+    rig.options.max_io_queues = 512;
+    let mut nvme = rig.connect("many", Doorbells::Trapped);
+    nvme.enable().unwrap();
+    nvme.create_queues(512, 4).unwrap();
+    let dptr = buffer(&mut nvme);
+    for queue in [0, 255, 511] {
+        let done = nvme.io(queue, blocks_command(nvm::READ, 1, 0, 1, dptr)).unwrap();
+        assert_eq!(status_of(&done), Status::SUCCESS, "queue {queue}");
+    }
+    nvme.disable().unwrap();
+}
+
+#[test]
+fn reservations_hold_between_two_controllers() {
+    let mut rig = Rig::new();
+    let mut one = rig.driver(Doorbells::Trapped, 1);
+    let mut two = rig.connect("second", Doorbells::Trapped);
+    two.enable().unwrap();
+    two.create_queues(1, 64).unwrap();
+    for (nvme, id) in [(&mut one, 1_u8), (&mut two, 2)] {
+        let dptr = buffer(nvme);
+        nvme.memory.write(dptr[0], &[id; 16]).unwrap();
+        let host_id =
+            Command { opcode: admin::SET_FEATURES, dptr, cdw10: 0x81, cdw11: 1, ..Command::default() };
+        nvme.admin_ok(host_id).unwrap();
+        nvme.memory.write(dptr[0], &[[0; 8], [id; 8]].concat()).unwrap();
+        let register = Command { opcode: nvm::RESERVATION_REGISTER, nsid: 1, dptr, ..Command::default() };
+        assert_eq!(status_of(&nvme.io(0, register).unwrap()), Status::SUCCESS);
+    }
+    let dptr = buffer(&mut one);
+    one.memory.write(dptr[0], &[1; 8]).unwrap();
+    let acquire =
+        Command { opcode: nvm::RESERVATION_ACQUIRE, nsid: 1, dptr, cdw10: 1 << 8, ..Command::default() };
+    assert_eq!(status_of(&one.io(0, acquire).unwrap()), Status::SUCCESS);
+    assert_eq!(write(&mut two, 1, 0, &[1; BLOCK]), Status::RESERVATION_CONFLICT);
+    assert_eq!(read(&mut two, 1, 0, 1).0, Status::SUCCESS);
+    assert_eq!(write(&mut one, 1, 0, &[1; BLOCK]), Status::SUCCESS);
+    let report =
+        Command { opcode: nvm::RESERVATION_REPORT, nsid: 1, dptr, cdw10: 63, cdw11: 1, ..Command::default() };
+    assert_eq!(status_of(&one.io(0, report).unwrap()), Status::SUCCESS);
+    let mut bytes = [0; 64];
+    one.memory.read(dptr[0], &mut bytes).unwrap();
+    assert_eq!((bytes[4], bytes[5]), (1, 2), "write exclusive, two registrants");
+    assert_eq!(Arc::strong_count(&rig.subsystem).min(1), 1);
+}

@@ -1,0 +1,10 @@
+//! An NVMe controller behind the front door, driven by the mock's NVMe driver: a server with reactors of its own in this
+//! process, malloc bdevs, one subsystem.
+#![expect(clippy::unwrap_used, reason = "in a test, and in what it stands on, an error is a failure")]
+
+mod admin;
+mod io;
+mod life;
+mod model;
+mod random;
+mod rig;
