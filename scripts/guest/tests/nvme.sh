@@ -10,8 +10,7 @@
 . /lib/cases.sh
 
 find_device
-controller=/dev/$(basename "$(readlink -f "/sys/block/$disk/device")")
-case $controller in /dev/nvme*) ;; *) controller=${DEVICE%n*} ;; esac
+controller=${DEVICE%n*}
 SIZES=${SIZES:-512 1k 2k 4k 8k 16k 32k 64k 128k 256k 512k 1m}
 block=$(blockdev --getss "$DEVICE")
 
@@ -60,9 +59,9 @@ data_commands() {
     nvme write-zeroes "$DEVICE" -s 16 -c 1
     nvme dsm "$DEVICE" -n 1 -d -s 18 -b 2
     if nvme compare "$DEVICE" -s 16 -c 3 -z $((4 * block)) -d /tmp/four; then return 1; fi
-    nvme read "$DEVICE" -s 16 -c 1 -z $((2 * block)) -d /tmp/back
+    nvme read "$DEVICE" -s 16 -c 1 -z $((2 * block)) -d /tmp/two
     dd if=/dev/zero of=/tmp/zero bs="$block" count=2
-    cmp /tmp/zero /tmp/back
+    cmp /tmp/zero /tmp/two
     if nvme write-uncor "$DEVICE" -s 0 -c 0; then return 1; fi
 }
 
