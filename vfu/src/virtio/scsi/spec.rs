@@ -53,7 +53,7 @@ const _: () = assert!(size_of::<Config>() == 36);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CommandHeader {
-    /// Target and unit, see [`super::lun`].
+    /// Target and unit, as `scsi::lun` takes it apart.
     pub lun: [u8; 8],
     /// The command's tag.
     pub id: [u8; 8],
