@@ -9,6 +9,7 @@ pub mod dma;
 pub mod endpoint;
 pub mod function;
 pub mod irq;
+mod last_words;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
 pub mod nvme;

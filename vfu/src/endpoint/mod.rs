@@ -36,6 +36,7 @@ use throttle::Throttle;
 use crate::{
     device::{Bus, DeviceDescription, DeviceModel, Home, Progress},
     function::Function,
+    last_words::LastWords,
 };
 
 /// How often a queue is sent again to a reactor whose mailbox was full.
@@ -155,8 +156,8 @@ impl EndpointHandle {
         &self.path
     }
 
-    /// Tells it to go. `gone` is called on its reactor when every queue has stopped and the socket is removed; at once
-    /// when it is gone already.
+    /// Tells it to go. `gone` is called on its reactor when every queue has stopped, the socket is removed and the device
+    /// is dropped; at once when it is gone already.
     pub fn delete(&self, gone: impl FnOnce() + Send + 'static) {
         let mut guard = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.0 == State::Gone {
@@ -239,6 +240,8 @@ struct Endpoint {
     client_pid: Option<i32>,
     cx: PollerCx,
     shared: Arc<Shared>,
+    /// That it is gone; must stay the last field.
+    last_words: LastWords,
 }
 
 impl Endpoint {
@@ -260,6 +263,7 @@ impl Endpoint {
             client_pid: None,
             cx: cx.clone(),
             shared,
+            last_words: LastWords::default(),
         }
     }
 
@@ -350,7 +354,8 @@ impl Endpoint {
         if self.shared.delete.load(Ordering::Acquire) {
             tracing::info!(endpoint = self.name, "endpoint deleted");
             self.listener.remove();
-            self.shared.set(State::Gone);
+            let shared = Arc::clone(&self.shared);
+            self.last_words.set(move || shared.set(State::Gone));
             return Work::Done;
         }
         self.phase = Phase::Listening;

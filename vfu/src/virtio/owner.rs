@@ -13,7 +13,7 @@ use super::{
     remote::{Ended, RemoteQueue},
     spec::feature,
 };
-use crate::{device::Bus, dma::View, irq::Signal};
+use crate::{device::Bus, dma::View, irq::Signal, last_words::LastWords};
 
 /// Chains taken in one pass, so that one queue does not keep the reactor from the others.
 const CHAINS_PER_PASS: u32 = 256;
@@ -102,6 +102,8 @@ struct Owner<R, H> {
     /// The fallback period in ticks.
     fallback: u64,
     _completions: Option<Watch>,
+    /// How it ended; must stay the last field.
+    last_words: LastWords,
 }
 
 impl<R: Ring, H: Handler> Owner<R, H> {
@@ -137,6 +139,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             epoch: 0,
             fallback,
             _completions: completions,
+            last_words: LastWords::default(),
         }
     }
 
@@ -357,7 +360,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     }
 
     fn end(&mut self, state: QueueState) -> Work {
-        self.control.ended(state, self.position);
+        let (control, position) = (Arc::clone(&self.control), self.position);
+        self.last_words.set(move || control.ended(state, position));
         Work::Done
     }
 

@@ -15,6 +15,7 @@ use crate::{
     device::Bus,
     dma::View,
     irq::Signal,
+    last_words::LastWords,
     nvme::{
         controller::ControllerOptions,
         io::{Executor, Finished, MAX_IN_FLIGHT, Verdict},
@@ -92,6 +93,8 @@ struct Owner {
     watches: Vec<Watch>,
     /// Some channel must be polled for completions.
     unwatched: bool,
+    /// That it has stopped; must stay the last field.
+    last_words: LastWords,
 }
 
 impl Owner {
@@ -123,6 +126,7 @@ impl Owner {
             cx: cx.clone(),
             watches: Vec::new(),
             unwatched: false,
+            last_words: LastWords::default(),
         }
     }
 
@@ -250,7 +254,8 @@ impl Owner {
             let empty = Cq::new(Setup { qid: 0, size: 2, base: 0 }, &self.doorbells);
             let cq = std::mem::replace(&mut self.cq, empty);
             self.control.leave((cq, std::mem::take(&mut self.sqs)));
-            self.control.ended(State::Stopped);
+            let control = Arc::clone(&self.control);
+            self.last_words.set(move || control.ended(State::Stopped));
             return Work::Done;
         }
         self.view.refresh(&self.bus.windows);
@@ -364,6 +369,10 @@ impl Poller for Owner {
 
     fn park(&mut self, now: Tick) -> Park {
         self.io.publish();
+        // A change that came since the last poll woke nobody: wakes count only from now on.
+        if self.control.epoch() != self.epoch {
+            return Park::Ready;
+        }
         if self.io.is_stuck() || (self.io.in_flight() > 0 && self.unwatched) {
             return Park::Ready;
         }
@@ -392,3 +401,6 @@ impl Poller for Owner {
         self.cq.disarm();
     }
 }
+
+#[cfg(test)]
+mod tests;

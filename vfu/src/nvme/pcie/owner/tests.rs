@@ -1,0 +1,118 @@
+//! An owner beside its control block, on a reactor driven by hand.
+
+use std::sync::{Arc, OnceLock};
+
+use reactor::{
+    Clock, CoreMask, Group, Mode, Park, Pass, Poller, PollerSpec, Reactor, ReactorConfig, Tick, Work,
+};
+
+use super::{Owner, Start};
+use crate::{
+    device::Bus,
+    nvme::{
+        controller::ControllerOptions,
+        link::{AnaStates, Link},
+        pcie::{
+            control::{Control, State, Wanted},
+            doorbells::Doorbells,
+            ring::Setup,
+        },
+        subsystem::{Subsystem, SubsystemOptions},
+    },
+};
+
+/// An owner that is told of a change between its last poll and its sleep.
+struct Disturbed {
+    owner: Owner,
+    control: Arc<Control>,
+    is_told: bool,
+}
+
+impl Poller for Disturbed {
+    fn poll(&mut self, now: Tick) -> Work {
+        self.owner.poll(now)
+    }
+
+    fn park(&mut self, now: Tick) -> Park {
+        if !std::mem::replace(&mut self.is_told, true) {
+            self.control.sync();
+        }
+        self.owner.park(now)
+    }
+
+    fn unpark(&mut self) {
+        self.owner.unpark();
+    }
+}
+
+struct Home;
+
+impl Poller for Home {
+    fn poll(&mut self, _now: Tick) -> Work {
+        Work::Idle
+    }
+
+    fn park(&mut self, _now: Tick) -> Park {
+        Park::Wait
+    }
+}
+
+/// Passes until there is nothing left to poll.
+fn until_asleep(reactor: &mut Reactor) {
+    let asleep = (0..100).any(|_| matches!(reactor.poll_once(), Pass::Sleepy(_)));
+    assert!(asleep, "it never sleeps");
+}
+
+/// A queue whose memory is nowhere, on `reactor`; its control block.
+fn start(reactor: &mut Reactor) -> Arc<Control> {
+    let group = Group::new("test", CoreMask::of(0));
+    let waker = OnceLock::new();
+    reactor.add(PollerSpec::new("home", &group), |cx| {
+        waker.set(cx.waker()).unwrap();
+        Box::new(Home)
+    });
+    let home = waker.into_inner().unwrap();
+    let control = Control::new(home.clone(), Wanted { sqs: Vec::new(), buffers: None });
+    let start = Start {
+        name: "queue".to_owned(),
+        group: group.clone(),
+        bus: Arc::new(Bus::new(1)),
+        doorbells: Arc::new(Doorbells::new(false).unwrap()),
+        control: Arc::clone(&control),
+        subsystem: Subsystem::new(SubsystemOptions::new("nqn.2026-11.test:owner")),
+        link: Arc::new(Link::new(1, Arc::new(AnaStates::default()), home)),
+        options: ControllerOptions::default(),
+        setup: Setup { qid: 1, size: 4, base: 0 },
+        vector: None,
+        rings: None,
+    };
+    let theirs = Arc::clone(&control);
+    reactor.add(PollerSpec::new("queue", &group), move |cx| {
+        theirs.started(cx.waker());
+        Box::new(Disturbed { owner: Owner::new(start, cx), control: theirs, is_told: false })
+    });
+    control
+}
+
+fn reactor() -> Reactor {
+    let (clock, _hand) = Clock::fake();
+    Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(0, clock) }).unwrap()
+}
+
+#[test]
+fn change_between_the_last_poll_and_the_sleep_is_followed() {
+    let mut reactor = reactor();
+    let control = start(&mut reactor);
+    until_asleep(&mut reactor);
+    assert!(control.is_settled());
+}
+
+#[test]
+fn queue_that_is_stopped_in_its_sleep_goes() {
+    let mut reactor = reactor();
+    let control = start(&mut reactor);
+    until_asleep(&mut reactor);
+    control.stop();
+    until_asleep(&mut reactor);
+    assert_eq!(control.state(), State::Stopped);
+}
