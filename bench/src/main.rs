@@ -8,7 +8,9 @@ mod bdev;
 mod crash;
 mod host;
 mod idle;
+mod limits;
 mod load;
+mod rig;
 mod serve;
 
 use std::process::ExitCode;
@@ -32,6 +34,10 @@ enum Command {
     Bdev(bdev::Args),
     /// Kills a writer at random moments and looks what is on the disk
     Crash(crash::Args),
+    /// Measures what this machine can do at best
+    Limits(limits::Args),
+    /// Drives a device of this process pass by pass, to count what a request costs
+    Rig(rig::Args),
     /// Serves one disk, for a load generator to drive
     Serve(serve::Args),
 }
@@ -43,6 +49,8 @@ fn main() -> ExitCode {
         Command::Idle(args) => idle::run(args),
         Command::Bdev(args) => bdev::run(args),
         Command::Crash(args) => crash::run(args),
+        Command::Limits(args) => limits::run(args),
+        Command::Rig(args) => rig::run(args),
         Command::Serve(args) => serve::run(args),
     };
     match done {

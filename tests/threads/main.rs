@@ -126,3 +126,31 @@ fn bad_schedulers_masks_periods_and_threads_are_refused() {
         );
     }
 }
+
+#[test]
+fn time_of_requests_is_told_by_stage_while_they_run() {
+    let target = target();
+    let mut load = load(&target, 60);
+    let stages = || {
+        let answer = target.call("vfu_get_stages", json!({"name": "vfu.0"})).unwrap();
+        answer["stages"].as_array().unwrap().first().cloned()
+    };
+    let seen = (0..1000).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        stages()
+    });
+    load.kill().unwrap();
+    load.wait().unwrap();
+
+    let seen = seen.unwrap();
+    assert_eq!(seen["name"], "vfu.0");
+    assert!(seen["passes"].as_u64() > Some(0) && seen["taken"].as_u64() > Some(0), "{seen}");
+    let each = seen["ns_per_request"].as_object().unwrap();
+    let names = ["pickup", "translate", "submit", "backend", "complete", "interrupt"];
+    let sum: f64 = names.iter().map(|name| each[*name].as_f64().unwrap()).sum();
+    assert!(each["pickup"].as_f64() > Some(0.0), "{seen}");
+    // Each is rounded to a tenth.
+    assert!((sum - each["sum"].as_f64().unwrap()).abs() < 1.0, "{seen}");
+    let nobody = target.call("vfu_get_stages", json!({"name": "nobody"}));
+    assert!(nobody.is_err());
+}

@@ -17,6 +17,7 @@ use crate::{
     dma::{Remote, Windows},
     irq::Irqs,
     pci::Layout,
+    stages::StageReading,
 };
 
 /// The wires between a device and its guest: shared by the endpoint and by every queue of the device.
@@ -118,6 +119,8 @@ pub struct QueueDescription {
     pub interrupts: u64,
     /// Kicks that arrived since.
     pub kicks: u64,
+    /// Where its time went, of the passes that were timed.
+    pub stages: StageReading,
 }
 
 /// A device behind a PCI function.

@@ -14,5 +14,6 @@ mod last_words;
 pub mod mock;
 pub mod nvme;
 pub mod pci;
+pub mod stages;
 pub mod virtio;
 pub mod wire;

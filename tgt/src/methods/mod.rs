@@ -22,6 +22,7 @@ mod iobuf;
 mod log;
 mod nvmf;
 mod scheduler;
+mod stages;
 mod thread;
 mod vfu;
 
@@ -55,6 +56,7 @@ pub(crate) const TABLES: &[&[Method<Target>]] = &[
     nvmf::LISTENER,
     nvmf::QUERY,
     vfu::METHODS,
+    stages::METHODS,
 ];
 
 /// The calls that make the bdevs, their stacks and their services.

@@ -89,9 +89,16 @@ impl Server {
     /// A server with so many reactors and no bdevs.
     #[must_use]
     pub fn start(reactors: u32) -> Self {
-        let registry = Registry::new();
         let (reactors, threads) = (0..reactors).map(start_reactor).unzip();
-        Self { registry, reactors, threads, endpoints: Vec::new() }
+        let mut server = Self::on(reactors);
+        server.threads = threads;
+        server
+    }
+
+    /// A server without bdevs on reactors that its maker runs, and stops when it is dropped.
+    #[must_use]
+    pub fn on(reactors: Vec<Handle>) -> Self {
+        Self { registry: Registry::new(), reactors, threads: Vec::new(), endpoints: Vec::new() }
     }
 
     /// The bdevs.

@@ -14,6 +14,7 @@ use std::{
 use reactor::Waker;
 
 use super::spec::log::ReservationNotification;
+use crate::stages::{StageReading, StageTimes};
 
 /// Something a controller is to look at.
 pub mod flag {
@@ -101,6 +102,8 @@ pub struct Counters {
     pub interrupts: AtomicU64,
     /// Requests at bdevs now.
     pub in_flight: AtomicU64,
+    /// Where the time went, of some passes.
+    pub stages: StageTimes,
 }
 
 impl Counters {
@@ -227,6 +230,14 @@ impl Link {
         lock(&self.counters).iter().map(|counters| of(counters).load(Ordering::Relaxed)).sum()
     }
 
+    /// Where the time of all queues went that there were.
+    #[must_use]
+    pub fn stages(&self) -> StageReading {
+        let sum = StageTimes::default();
+        lock(&self.counters).iter().for_each(|counters| sum.merge(&counters.stages.read()));
+        sum.read()
+    }
+
     /// Folds the counters of queues that are gone into one, so that the list does not grow with resets.
     pub fn fold_counters(&self) {
         let mut all = lock(&self.counters);
@@ -246,6 +257,7 @@ impl Link {
             let total = gone.iter().map(|counters| field(counters).load(Ordering::Relaxed)).sum();
             field(&sum).store(total, Ordering::Relaxed);
         }
+        gone.iter().for_each(|counters| sum.stages.merge(&counters.stages.read()));
         *all = live;
         all.push(Arc::new(sum));
     }

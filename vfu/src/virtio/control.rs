@@ -14,7 +14,7 @@ use std::{
 use reactor::Waker;
 
 use super::queue::Position;
-use crate::{device::QueueDescription, irq::NO_VECTOR};
+use crate::{device::QueueDescription, irq::NO_VECTOR, stages::StageTimes};
 
 /// How the guest's kicks reach the queues of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,6 +128,8 @@ pub struct Counters {
     pub interrupts: AtomicU64,
     /// Kicks that arrived.
     pub kicks: AtomicU64,
+    /// Where the time went, of some passes.
+    pub stages: StageTimes,
 }
 
 impl QueueControl {
@@ -221,9 +223,10 @@ impl QueueControl {
             QueueState::Faulted => "faulted",
         };
         let vector = Some(self.vector()).filter(|vector| *vector != NO_VECTOR);
-        let Counters { requests, interrupts, kicks } = &self.counters;
+        let Counters { requests, interrupts, kicks, stages } = &self.counters;
         let (requests, interrupts, kicks) = (read(requests), read(interrupts), read(kicks));
-        QueueDescription { index, size, state, vector, requests, interrupts, kicks }
+        let stages = stages.read();
+        QueueDescription { index, size, state, vector, requests, interrupts, kicks, stages }
     }
 
     /// Where the ring stood when the queue stopped.

@@ -3,7 +3,7 @@
 use reactor::Waker;
 
 use super::queue::Chain;
-use crate::dma::View;
+use crate::{dma::View, stages::Laps};
 
 /// Makes a queue's handler on the reactor that will own it.
 pub type MakeHandler<H> = Box<dyn FnOnce() -> Result<H, HandlerError> + Send>;
@@ -82,14 +82,14 @@ pub trait Handler: 'static {
     /// The clock, once a pass.
     fn set_now(&mut self, now: u64);
 
-    /// Takes a chain. Its id is not in flight.
-    fn submit(&mut self, chain: &Chain, view: &View) -> Verdict;
+    /// Takes a chain. Its id is not in flight. The time until the bdev is asked is lapped as translation.
+    fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict;
 
     /// Called after the last submit of a pass.
     fn kick(&mut self);
 
-    /// Gives finished chains back: id, and bytes written.
-    fn reap(&mut self, view: &View, done: &mut dyn FnMut(u16, u32));
+    /// Gives finished chains back: id, and bytes written. What the bdev takes for it is lapped as the backend's.
+    fn reap(&mut self, view: &View, laps: &mut impl Laps, done: &mut dyn FnMut(u16, u32));
 
     /// Chains that were accepted and not yet given back.
     fn in_flight(&self) -> usize;

@@ -13,7 +13,13 @@ use super::{
     remote::{Ended, RemoteQueue},
     spec::feature,
 };
-use crate::{device::Bus, dma::View, irq::Signal, last_words::LastWords};
+use crate::{
+    device::Bus,
+    dma::View,
+    irq::Signal,
+    last_words::LastWords,
+    stages::{Laps, Sampler, Stage, Untimed},
+};
 
 /// Chains taken in one pass, so that one queue does not keep the reactor from the others.
 const CHAINS_PER_PASS: u32 = 256;
@@ -94,6 +100,7 @@ struct Owner<R, H> {
     view: View,
     signal: Signal,
     moderator: Option<Moderator>,
+    sampler: Sampler,
     chain: Chain,
     /// The driver broke the ring.
     is_broken: bool,
@@ -134,6 +141,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             view,
             signal,
             moderator,
+            sampler: Sampler::new(cx.clock()),
             chain: Chain::new(),
             is_broken: false,
             epoch: 0,
@@ -146,20 +154,20 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     /// Gives back what has finished, and raises the interrupt if the driver wants one. `given_back` have been before.
     /// True if something was given back.
     #[inline]
-    fn complete(&mut self, mut given_back: u32, now: Tick) -> bool {
+    fn complete(&mut self, mut given_back: u32, now: Tick, laps: &mut impl Laps) -> bool {
         let Some(ring) = &mut self.ring else {
             if let Some(remote) = &self.remote {
-                self.handler.reap(remote.bounce(), &mut |_, len| {
+                self.handler.reap(remote.bounce(), laps, &mut |_, len| {
                     remote.finish(len);
                     given_back += 1;
                 });
                 return given_back > 0;
             }
             // Finished behind a ring that is gone: nobody can be told.
-            self.handler.reap(&self.view, &mut |_, _| given_back += 1);
+            self.handler.reap(&self.view, laps, &mut |_, _| given_back += 1);
             return given_back > 0;
         };
-        self.handler.reap(&self.view, &mut |id, len| {
+        self.handler.reap(&self.view, laps, &mut |id, len| {
             ring.push_used(id, len);
             given_back += 1;
         });
@@ -167,12 +175,15 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             return false;
         }
         let wanted = ring.publish();
+        laps.count(0, given_back);
+        laps.lap(Stage::Complete);
         let raise = match &mut self.moderator {
             None => wanted,
             Some(moderator) => moderator.published(given_back, wanted, now),
         };
         if raise {
             self.raise();
+            laps.lap(Stage::Interrupt);
         }
         true
     }
@@ -185,7 +196,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
 
     /// Takes chains off `pending` entries. How many, and how many of them are done already.
     #[inline]
-    fn take(&mut self, mut pending: u16) -> Result<(u32, u32), RingError> {
+    fn take(&mut self, mut pending: u16, laps: &mut impl Laps) -> Result<(u32, u32), RingError> {
         let Some(ring) = &mut self.ring else { return Ok((0, 0)) };
         let (mut taken, mut done) = (0, 0);
         while pending > 0 && taken < CHAINS_PER_PASS {
@@ -194,7 +205,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             if self.handler.is_in_flight(id) {
                 return Err(RingError::Reused(id));
             }
-            match self.handler.submit(&self.chain, &self.view) {
+            laps.lap(Stage::Pickup);
+            match self.handler.submit(&self.chain, &self.view, laps) {
                 Verdict::Done(len) => {
                     ring.advance(&self.chain);
                     ring.push_used(id, len);
@@ -204,6 +216,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                 Verdict::Full => break,
                 Verdict::Broken => return Err(RingError::Order),
             }
+            laps.lap(Stage::Submit);
             pending = pending.saturating_sub(self.chain.entries());
             taken += 1;
         }
@@ -214,7 +227,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     /// acknowledgement knows that nothing uses what was there before.
     #[cold]
     fn follow(&mut self, epoch: u64, now: Tick) -> Work {
-        let finished = self.complete(0, now);
+        let finished = self.complete(0, now, &mut Untimed);
         if self.moderator.as_mut().is_some_and(Moderator::flush) {
             self.raise();
         }
@@ -333,14 +346,14 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         let ended = remote.go_on();
         let mut done = None;
         if let Some(chain) = remote.offer() {
-            match self.handler.submit(&chain, remote.bounce()) {
+            match self.handler.submit(&chain, remote.bounce(), &mut Untimed) {
                 Verdict::Done(len) => done = Some(len),
                 Verdict::InFlight => self.handler.kick(),
                 Verdict::Full => remote.put_back(chain),
                 Verdict::Broken => self.is_broken = true,
             }
         }
-        self.handler.reap(remote.bounce(), &mut |_, len| done = Some(len));
+        self.handler.reap(remote.bounce(), &mut Untimed, &mut |_, len| done = Some(len));
         if let Some(len) = done {
             remote.finish(len);
         }
@@ -374,10 +387,10 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         self.is_broken = true;
         Work::Busy
     }
-}
 
-impl<R: Ring, H: Handler> Poller for Owner<R, H> {
-    fn poll(&mut self, now: Tick) -> Work {
+    /// One pass over the ring.
+    #[inline]
+    fn pass(&mut self, now: Tick, laps: &mut impl Laps) -> Work {
         self.handler.set_now(now.raw());
         let accepting = self.handler.is_accepting();
         let pending = match &mut self.ring {
@@ -402,14 +415,16 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
         let mut done = 0;
         if pending > 0 {
             let taken;
-            (taken, done) = match self.take(pending) {
+            (taken, done) = match self.take(pending, laps) {
                 Ok(taken) => taken,
                 Err(error) => return self.broken(error),
             };
             if taken > 0 {
                 let requests = &self.control.counters().requests;
                 requests.store(requests.load(Ordering::Relaxed) + u64::from(taken), Ordering::Relaxed);
+                laps.count(taken, 0);
                 self.handler.kick();
+                laps.lap(Stage::Backend);
             }
         }
         if self.moderator.as_mut().is_some_and(|moderator| moderator.is_due(now)) {
@@ -418,7 +433,25 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
         if pending == 0 && self.handler.in_flight() == 0 {
             return Work::Idle;
         }
-        if self.complete(done, now) || pending > 0 { Work::Busy } else { Work::Idle }
+        if self.complete(done, now, laps) || pending > 0 { Work::Busy } else { Work::Idle }
+    }
+
+    /// A pass whose stages are timed.
+    #[cold]
+    fn timed_pass(&mut self, now: Tick) -> Work {
+        let mut watch = self.sampler.start();
+        let work = self.pass(now, &mut watch);
+        self.control.counters().stages.add(&watch);
+        work
+    }
+}
+
+impl<R: Ring, H: Handler> Poller for Owner<R, H> {
+    fn poll(&mut self, now: Tick) -> Work {
+        if self.sampler.is_due() {
+            return self.timed_pass(now);
+        }
+        self.pass(now, &mut Untimed)
     }
 
     fn park(&mut self, now: Tick) -> Park {

@@ -24,6 +24,7 @@ use crate::{
     device::{Bus, DeviceDescription, DeviceModel, Home, Mappable, Progress, QueueDescription},
     irq::NO_VECTOR,
     pci::{Bar, Identity, Layout, VendorCap},
+    stages::StageReading,
 };
 
 /// The BAR with all structures.
@@ -588,6 +589,7 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
                 requests: 0,
                 interrupts: 0,
                 kicks: 0,
+                stages: StageReading::default(),
             },
         });
         DeviceDescription {

@@ -24,6 +24,7 @@ use super::{
     spec::{Command, DsmRange, NSID_ALL, Status, nvm},
     subsystem::Subsystem,
 };
+use crate::stages::{Laps, Stage};
 
 /// Most commands of one completion queue that are executed at a time.
 pub const MAX_IN_FLIGHT: u16 = 1024;
@@ -223,12 +224,12 @@ impl Executor {
         Ok(at)
     }
 
-    /// Takes a command that is not one of two fused.
+    /// Takes a command that is not one of two fused. The time until the bdev is asked is lapped as translation.
     #[inline]
-    pub fn submit(&mut self, tag: u16, command: &Command, data: &impl Data) -> Verdict {
+    pub fn submit(&mut self, tag: u16, command: &Command, data: &impl Data, laps: &mut impl Laps) -> Verdict {
         let outcome = match command.opcode {
-            nvm::READ => self.transfer(tag, command, data, false),
-            nvm::WRITE => self.transfer(tag, command, data, true),
+            nvm::READ => self.transfer(tag, command, data, false, laps),
+            nvm::WRITE => self.transfer(tag, command, data, true, laps),
             _ => self.other(tag, command, data),
         };
         outcome.unwrap_or_else(|status| {
@@ -245,6 +246,7 @@ impl Executor {
         command: &Command,
         data: &impl Data,
         write: bool,
+        laps: &mut impl Laps,
     ) -> Result<Verdict, Status> {
         let Some(&slot) = self.free.last() else { return Ok(Verdict::Full) };
         let at = self.admit(command.nsid, if write { Access::Write } else { Access::Read })?;
@@ -265,6 +267,7 @@ impl Executor {
             return self.start(tag, command, at, Kind::Bounced { write, fua });
         }
         let request = Request { op, lba: command.slba(), blocks, iov: &self.iov, token: Token(slot.into()) };
+        laps.lap(Stage::Translate);
         match channel.submit(&request) {
             Ok(()) => {
                 self.free.pop();
@@ -475,9 +478,9 @@ impl Executor {
         }
     }
 
-    /// Gives finished commands back.
+    /// Gives finished commands back. What the bdevs take for it is lapped as the backend's.
     #[inline]
-    pub fn reap(&mut self, done: &mut impl FnMut(Finished)) {
+    pub fn reap(&mut self, laps: &mut impl Laps, done: &mut impl FnMut(Finished)) {
         if !self.stuck.is_empty() {
             self.unstick(done);
         }
@@ -488,9 +491,11 @@ impl Executor {
                 let channel = self.spaces[at].as_mut().and_then(|space| space.channel.as_mut());
                 let Some(channel) = channel.filter(|channel| channel.in_flight() > 0) else { break };
                 let n = channel.reap(&mut batch);
+                laps.lap(Stage::Backend);
                 for completion in &batch[..n] {
                     self.finish(*completion, done);
                 }
+                laps.lap(Stage::Complete);
                 if n < batch.len() {
                     break;
                 }

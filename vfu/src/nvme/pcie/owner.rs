@@ -23,6 +23,7 @@ use crate::{
         spec::{Command, Status},
         subsystem::Subsystem,
     },
+    stages::{Laps, Sampler, Stage, Untimed},
 };
 
 /// Commands taken off one submission queue in one pass, so that one queue does not keep the reactor from the others.
@@ -89,6 +90,7 @@ struct Owner {
     epoch: u64,
     fallback: u64,
     looks: u32,
+    sampler: Sampler,
     cx: PollerCx,
     watches: Vec<Watch>,
     /// Some channel must be polled for completions.
@@ -123,6 +125,7 @@ impl Owner {
             epoch: 0,
             fallback: cx.clock().ticks(FALLBACK_PERIOD),
             looks: 0,
+            sampler: Sampler::new(cx.clock()),
             cx: cx.clone(),
             watches: Vec::new(),
             unwatched: false,
@@ -148,7 +151,7 @@ impl Owner {
 
     /// Takes commands from every submission queue. True if completions were posted at once.
     #[inline]
-    fn take(&mut self) -> bool {
+    fn take(&mut self, laps: &mut impl Laps) -> bool {
         let Self { sqs, cq, io, view, owed, .. } = self;
         let data = GuestData { view, admin: false };
         let mut posted = false;
@@ -179,10 +182,12 @@ impl Owner {
                     self.blocked = true;
                     break;
                 }
-                match io.submit(tag, &command, &data) {
+                laps.lap(Stage::Pickup);
+                match io.submit(tag, &command, &data, laps) {
                     Verdict::InFlight => *owed += 1,
                     Verdict::Full => break,
                     Verdict::Done(status) => {
+                        laps.count(1, 1);
                         sq.advance(1);
                         cq.post_raw(sq.head, sq.setup.qid, command.cid, status, 0);
                         posted = true;
@@ -191,9 +196,11 @@ impl Owner {
                         continue;
                     }
                 }
+                laps.count(1, 0);
                 sq.advance(1);
                 waiting -= 1;
                 room -= 1;
+                laps.lap(Stage::Submit);
             }
         }
         posted
@@ -201,19 +208,60 @@ impl Owner {
 
     /// Posts what has finished, and raises the interrupt. True if something had.
     #[inline]
-    fn complete(&mut self, mut posted: bool) -> bool {
+    fn complete(&mut self, mut posted: bool, laps: &mut impl Laps) -> bool {
         let Self { io, cq, sqs, owed, .. } = self;
-        io.reap(&mut |finished: Finished| {
+        let mut done = 0;
+        io.reap(laps, &mut |finished: Finished| {
             *owed -= 1;
+            done += 1;
             if let Some(sq) = sqs.get(usize::from(finished.tag)) {
                 cq.post(sq.head, sq.setup.qid, finished);
                 posted = true;
             }
         });
+        laps.count(0, done);
         if posted {
             self.raise();
+            laps.lap(Stage::Interrupt);
         }
         posted
+    }
+
+    /// One pass over the rings.
+    #[inline]
+    fn pass(&mut self, now: Tick, laps: &mut impl Laps) -> Work {
+        self.io.set_now(now.raw());
+        let waiting = self.look();
+        // After the rings were looked at: a window mapped before the driver used it is seen.
+        let epoch = self.control.epoch();
+        if epoch != self.epoch {
+            return self.follow(epoch);
+        }
+        if self.asserted {
+            self.settle_pin();
+        }
+        let mut posted = false;
+        if waiting > 0 {
+            posted = self.take(laps);
+            self.io.kick();
+            laps.lap(Stage::Backend);
+        }
+        if waiting == 0 && self.io.in_flight() == 0 {
+            return Work::Idle;
+        }
+        self.looks = 0;
+        let blocked = self.blocked;
+        // A queue whose driver does not look at its completions has nothing to do, however much waits.
+        if self.complete(posted, laps) || (waiting > 0 && !blocked) { Work::Busy } else { Work::Idle }
+    }
+
+    /// A pass whose stages are timed.
+    #[cold]
+    fn timed_pass(&mut self, now: Tick) -> Work {
+        let mut watch = self.sampler.start();
+        let work = self.pass(now, &mut watch);
+        self.io.counters().stages.add(&watch);
+        work
     }
 
     #[inline]
@@ -244,7 +292,7 @@ impl Owner {
     /// Follows a change when nothing is in flight.
     #[cold]
     fn follow(&mut self, epoch: u64) -> Work {
-        let finished = self.complete(false);
+        let finished = self.complete(false, &mut Untimed);
         if self.io.in_flight() > 0 {
             return if finished { Work::Busy } else { Work::Idle };
         }
@@ -343,28 +391,10 @@ fn fused(
 
 impl Poller for Owner {
     fn poll(&mut self, now: Tick) -> Work {
-        self.io.set_now(now.raw());
-        let waiting = self.look();
-        // After the rings were looked at: a window mapped before the driver used it is seen.
-        let epoch = self.control.epoch();
-        if epoch != self.epoch {
-            return self.follow(epoch);
+        if self.sampler.is_due() {
+            return self.timed_pass(now);
         }
-        if self.asserted {
-            self.settle_pin();
-        }
-        let mut posted = false;
-        if waiting > 0 {
-            posted = self.take();
-            self.io.kick();
-        }
-        if waiting == 0 && self.io.in_flight() == 0 {
-            return Work::Idle;
-        }
-        self.looks = 0;
-        let blocked = self.blocked;
-        // A queue whose driver does not look at its completions has nothing to do, however much waits.
-        if self.complete(posted) || (waiting > 0 && !blocked) { Work::Busy } else { Work::Idle }
+        self.pass(now, &mut Untimed)
     }
 
     fn park(&mut self, now: Tick) -> Park {

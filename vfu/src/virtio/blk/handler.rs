@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     dma::View,
+    stages::{Laps, Stage},
     virtio::{
         device::{Handler, Verdict},
         queue::Chain,
@@ -179,7 +180,7 @@ impl Handler for BlkHandler {
     }
 
     #[inline]
-    fn submit(&mut self, chain: &Chain, view: &View) -> Verdict {
+    fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
         let Some(frame) = Frame::of(chain, view) else { return Verdict::Broken };
         let bad = |bad| {
             Self::end(
@@ -214,6 +215,7 @@ impl Handler for BlkHandler {
         let token = Token(u32::from(chain.id()));
         // Before the channel may touch the memory.
         let torn = view.torn();
+        laps.lap(Stage::Translate);
         match channel.submit(&Request { op, lba, blocks, iov: &self.iov, token }) {
             Ok(()) => {
                 let data = if op == Op::Read { frame.into.len() } else { 0 };
@@ -234,11 +236,12 @@ impl Handler for BlkHandler {
     }
 
     #[inline]
-    fn reap(&mut self, view: &View, done: &mut dyn FnMut(u16, u32)) {
+    fn reap(&mut self, view: &View, laps: &mut impl Laps, done: &mut dyn FnMut(u16, u32)) {
         let Some(Backend { channel, .. }) = &mut self.backend else { return };
         let mut batch = [Completion::EMPTY; REAP_BATCH];
         loop {
             let n = channel.reap(&mut batch);
+            laps.lap(Stage::Backend);
             for completion in &batch[..n] {
                 let id = completion.token.0 as usize;
                 let slot = std::mem::take(&mut self.slots[id]);
@@ -249,6 +252,7 @@ impl Handler for BlkHandler {
                 let _ = view.write(slot.status, &[status_byte(status)]);
                 done(u16::try_from(id).unwrap_or(0), written);
             }
+            laps.lap(Stage::Complete);
             if n < batch.len() {
                 return;
             }

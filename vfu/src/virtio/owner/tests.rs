@@ -27,13 +27,13 @@ struct Disturbed {
 impl Handler for Disturbed {
     fn set_now(&mut self, _now: u64) {}
 
-    fn submit(&mut self, _chain: &Chain, _view: &View) -> Verdict {
+    fn submit(&mut self, _chain: &Chain, _view: &View, _laps: &mut impl Laps) -> Verdict {
         Verdict::Done(0)
     }
 
     fn kick(&mut self) {}
 
-    fn reap(&mut self, _view: &View, _done: &mut dyn FnMut(u16, u32)) {}
+    fn reap(&mut self, _view: &View, _laps: &mut impl Laps, _done: &mut dyn FnMut(u16, u32)) {}
 
     fn in_flight(&self) -> usize {
         // The owner asks this in its poll, after it has compared epochs; only once it has followed the first change.

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     dma::View,
+    stages::Laps,
     virtio::{
         device::{Handler, Verdict},
         queue::{Chain, Segment},
@@ -151,11 +152,11 @@ impl Handler for ScsiHandler {
         }
     }
 
-    fn submit(&mut self, chain: &Chain, view: &View) -> Verdict {
+    fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
         match &mut self.0 {
             Role::Control(control) => control.submit(chain, view),
             Role::Events(shared) => send_event(shared, chain, view),
-            Role::Commands(commands) => commands.submit(chain, view),
+            Role::Commands(commands) => commands.submit(chain, view, laps),
         }
     }
 
@@ -165,11 +166,11 @@ impl Handler for ScsiHandler {
         }
     }
 
-    fn reap(&mut self, view: &View, done: &mut dyn FnMut(u16, u32)) {
+    fn reap(&mut self, view: &View, laps: &mut impl Laps, done: &mut dyn FnMut(u16, u32)) {
         match &mut self.0 {
             Role::Control(control) => control.reap(view, done),
             Role::Events(_) => {}
-            Role::Commands(commands) => commands.reap(view, done),
+            Role::Commands(commands) => commands.reap(view, laps, done),
         }
     }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     dma::View,
+    stages::{Laps, Stage},
     virtio::{
         blk::request::Data,
         device::Verdict,
@@ -221,7 +222,7 @@ impl Commands {
         self.lanes.iter_mut().flatten().for_each(|(_, channel)| channel.kick());
     }
 
-    pub(super) fn submit(&mut self, chain: &Chain, view: &View) -> Verdict {
+    pub(super) fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
         let Some((place, into)) = Place::of(chain) else { return Verdict::Broken };
         let mut header = CommandHeader::new_zeroed();
         let whole = Data::behind(chain.readable(), 0);
@@ -230,6 +231,8 @@ impl Commands {
         if gather(view, whole, header.as_mut_bytes()).is_none() {
             return Verdict::Broken;
         }
+        // What the CDB asks for and where its data is belongs to the submission here.
+        laps.lap(Stage::Translate);
         match self.execute(&header, place, into, out, (chain.id(), view)) {
             Ok(verdict) => verdict,
             Err(end) => Self::end(view, place, into, &end, into.len().max(out.len())),
@@ -497,11 +500,12 @@ impl Commands {
         done(id, RESPONSE_LEN as u32 + written);
     }
 
-    pub(super) fn reap(&mut self, view: &View, done: &mut dyn FnMut(u16, u32)) {
+    pub(super) fn reap(&mut self, view: &View, laps: &mut impl Laps, done: &mut dyn FnMut(u16, u32)) {
         for lane in 0..MAX_TARGETS {
             let mut batch = [Completion::EMPTY; REAP_BATCH];
             while let Some((_, channel)) = &mut self.lanes[lane] {
                 let n = channel.reap(&mut batch);
+                laps.lap(Stage::Backend);
                 for completion in &batch[..n] {
                     let id = completion.token.0 as u16;
                     let more = self.slots[usize::from(id)]
