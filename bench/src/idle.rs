@@ -7,12 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use vfu::{
     mock::{
         blk::{BlkDriver, BlkOptions, Io},
         client::Client,
         memory::Memory,
+        nvme::{
+            Nvme,
+            disk::{NvmeDisk, NvmeOptions, Rings},
+            status_of,
+        },
         split::SplitDriver,
     },
     virtio::spec::blk::kind,
@@ -30,6 +35,9 @@ pub(crate) struct Args {
     /// Socket of a disk; again for each further disk
     #[arg(long, required = true, value_name = "PATH")]
     socket: Vec<PathBuf>,
+    /// The disks are NVMe controllers
+    #[arg(long)]
+    nvme: bool,
     /// Seconds in which nothing at all happens
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -65,15 +73,39 @@ fn resident(pid: u32) -> anyhow::Result<u64> {
     Ok(kib << 10)
 }
 
-fn guest(socket: &Path) -> anyhow::Result<BlkDriver<SplitDriver>> {
-    let client = Client::connect(socket).with_context(|| format!("{}", socket.display()))?;
-    let options = BlkOptions { queues: 1, ring_size: 8, ..BlkOptions::default() };
-    Ok(BlkDriver::new(client, Memory::new(RAM)?, options)?)
+/// A guest with one queue.
+enum Guest {
+    Blk(BlkDriver<SplitDriver>),
+    Nvme(NvmeDisk),
 }
 
-fn request(guest: &mut BlkDriver<SplitDriver>) -> anyhow::Result<()> {
-    guest.run(0, Io { kind: kind::IN, sector: 0, len: BLOCK }, &[])?;
-    Ok(())
+impl Guest {
+    fn new(socket: &Path, nvme: bool) -> anyhow::Result<Self> {
+        let what = || socket.display().to_string();
+        if nvme {
+            let options = NvmeOptions { queues: 1, queue_size: 8, rings: Rings::Auto, max_io: BLOCK };
+            let nvme = Nvme::connect(socket, RAM).with_context(what)?;
+            return Ok(Self::Nvme(NvmeDisk::new(nvme, options)?));
+        }
+        let client = Client::connect(socket).with_context(what)?;
+        let options = BlkOptions { queues: 1, ring_size: 8, ..BlkOptions::default() };
+        Ok(Self::Blk(BlkDriver::new(client, Memory::new(RAM)?, options)?))
+    }
+
+    fn request(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Blk(blk) => {
+                blk.run(0, Io { kind: kind::IN, sector: 0, len: BLOCK }, &[])?;
+            }
+            Self::Nvme(disk) => {
+                disk.submit(0, false, 0, BLOCK).context("no room for a command")?;
+                disk.publish(0)?;
+                let done = disk.nvme.drain(0)?;
+                ensure!(done.iter().all(|done| status_of(done).is_success()), "a read failed: {done:?}");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Runs it.
@@ -85,10 +117,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         affinity::pin(cpu)?;
     }
     let before = resident(args.pid)?;
-    let mut guests = args.socket.iter().map(|socket| guest(socket)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut guests =
+        args.socket.iter().map(|socket| Guest::new(socket, args.nvme)).collect::<anyhow::Result<Vec<_>>>()?;
     // Each has been heard kicking once, as a driver that works is.
     for _ in 0..2 {
-        guests.iter_mut().try_for_each(request)?;
+        guests.iter_mut().try_for_each(Guest::request)?;
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_secs(1));
@@ -102,7 +135,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let index = turn % guests.len();
         std::thread::sleep(Duration::from_millis(args.silence_ms));
         let start = Instant::now();
-        request(&mut guests[index])?;
+        guests[index].request()?;
         latencies.push(start.elapsed());
     }
     latencies.sort();

@@ -1,4 +1,4 @@
-//! `serve`: one virtio-blk disk behind a vfio-user socket, from this program alone.
+//! `serve`: one virtio-blk or NVMe disk behind a vfio-user socket, from this program alone.
 //!
 //! Something for [`load`](crate::load) to drive on a machine that has no target running. Runs until it is killed; the
 //! next one takes its socket over. Not a product: the target is `ringside`.
@@ -18,7 +18,14 @@ use bdev::{
 use clap::ValueEnum;
 use reactor::{Config, CoreMask, Group, Mode, Reactors};
 use vfu::{
-    endpoint::{self, Listener, Spec},
+    endpoint::{self, BuildModel, Listener, Spec},
+    nvme::{
+        self,
+        controller::ControllerOptions,
+        namespace::NamespaceOptions,
+        pcie::{MAX_IO_QUEUES, NvmePci, NvmeSpec},
+        subsystem::{Subsystem, SubsystemOptions},
+    },
     virtio::{
         blk::{Blk, BlkSpec, Events},
         control::DoorbellMode,
@@ -64,6 +71,9 @@ pub(crate) struct Args {
     /// Core to run on; again for each further core
     #[arg(long, default_value = "0")]
     cpu: Vec<u32>,
+    /// An NVMe controller with one namespace; its doorbells are mapped, unless they are to be trapped
+    #[arg(long, conflicts_with = "packed_ring")]
+    nvme: bool,
     /// Size in MiB
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     size_mib: u64,
@@ -109,6 +119,38 @@ fn make(args: &Args) -> anyhow::Result<Arc<dyn Bdev>> {
     })
 }
 
+fn blk(args: &Args, registry: &Registry) -> anyhow::Result<(u16, BuildModel)> {
+    let events = Arc::new(Events::default());
+    let descriptor = Arc::new(registry.open(NAME, Access::ReadWrite, events.callback())?);
+    let blk = BlkSpec { descriptor, events, num_queues: args.queues, queue_size: args.ring_size };
+    let doorbell = match args.doorbell {
+        Doorbell::Auto => DoorbellMode::Auto,
+        Doorbell::Mapped => DoorbellMode::Mapped,
+        Doorbell::Trapped => DoorbellMode::Trapped,
+    };
+    let transport =
+        TransportOptions { doorbell, packed_ring: args.packed_ring, ..TransportOptions::default() };
+    let model: BuildModel = Box::new(move |home, bus| {
+        Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
+    });
+    Ok((vectors(args.queues), model))
+}
+
+fn nvme(args: &Args, registry: &Registry) -> anyhow::Result<(u16, BuildModel)> {
+    let subsystem = Subsystem::new(SubsystemOptions::new("nqn.2014-08.org.nvmexpress:ringside-bench"));
+    subsystem.add_namespace(registry, NAME, NamespaceOptions::default())?;
+    let options = ControllerOptions {
+        max_io_queues: args.queues.min(MAX_IO_QUEUES),
+        max_queue_depth: args.ring_size,
+        ..ControllerOptions::default()
+    };
+    let is_mappable = args.doorbell != Doorbell::Trapped;
+    let spec = NvmeSpec { subsystem, ana: Arc::default(), options, is_mappable };
+    let model: BuildModel =
+        Box::new(move |home, bus| Box::new(NvmePci::new(spec, home.clone(), Arc::clone(bus))));
+    Ok((nvme::pcie::vectors(options.max_io_queues), model))
+}
+
 /// Runs the subcommand. Ends only in an error.
 ///
 /// # Errors
@@ -126,25 +168,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     config.mode = if args.poll_only { Mode::PollOnly } else { Mode::Adaptive { spin: SPIN } };
     let reactors = Reactors::start(config).context("--cpu")?;
 
-    let events = Arc::new(Events::default());
-    let descriptor = Arc::new(registry.open(NAME, Access::ReadWrite, events.callback())?);
-    let blk = BlkSpec { descriptor, events, num_queues: args.queues, queue_size: args.ring_size };
-    let doorbell = match args.doorbell {
-        Doorbell::Auto => DoorbellMode::Auto,
-        Doorbell::Mapped => DoorbellMode::Mapped,
-        Doorbell::Trapped => DoorbellMode::Trapped,
-    };
-    let transport =
-        TransportOptions { doorbell, packed_ring: args.packed_ring, ..TransportOptions::default() };
+    let (vectors, model) = if args.nvme { nvme(&args, &registry)? } else { blk(&args, &registry)? };
     let started = endpoint::start(Spec {
         name: NAME.to_owned(),
         listener: Listener::bind(&args.socket, SOCKET_MODE)?,
         reactors: reactors.handles().to_vec(),
         group: Group::new(NAME, mask),
-        vectors: vectors(args.queues),
-        model: Box::new(move |home, bus| {
-            Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
-        }),
+        vectors,
+        model,
     });
     // The error holds the message, which is not for other threads.
     started.map_err(|error| anyhow::anyhow!("the reactor does not answer: {error}"))?;

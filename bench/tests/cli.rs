@@ -151,6 +151,25 @@ fn data_that_is_right_is_verified() {
 }
 
 #[test]
+fn nvme_controller_is_driven_and_verified_whatever_its_doorbells() {
+    for (doorbell, kick) in
+        [("mapped", "auto"), ("mapped", "message"), ("trapped", "auto"), ("trapped", "message")]
+    {
+        let served = Served::new(&["--bdev", "malloc", "--nvme", "--doorbell", doorbell]);
+        for args in [
+            &["--depth", "32", "--queues", "4"][..],
+            &["--depth", "4", "--bs", "8k"],
+            &["--depth", "8", "--bs", "128k"],
+            &["--depth", "64", "--bs", "512", "--offset", "1m", "--region-size", "64k"],
+        ] {
+            let args = [args, &["--nvme", "--rw", "randrw", "--verify", "--kick", kick]].concat();
+            let figures = served.figures(&args);
+            assert!(figures["verified_blocks"].as_u64().unwrap() > 0, "{doorbell}: {args:?}");
+        }
+    }
+}
+
+#[test]
 fn disk_that_forgets_is_found_out() {
     // A null bdev keeps nothing and leaves read buffers as they are.
     let served = Served::new(&["--bdev", "null"]);

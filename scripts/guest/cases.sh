@@ -58,6 +58,11 @@ find_device() {
         exit 1
     fi
     disk=${DEVICE##*/}
+    # With native multipath an NVMe disk stands for its paths: the queues are those of a path's hidden disk, nvme0c0n1.
+    path_disk=$disk
+    for path in /sys/block/"${disk%n*}"c*"n${disk##*n}"; do
+        if [ -d "$path" ]; then path_disk=${path##*/}; fi
+    done
     echo "DISK $DEVICE"
 }
 
@@ -81,7 +86,7 @@ wait_block() {
 
 # The PCI address of the function that the disk hangs on.
 pci_address() {
-    readlink -f "/sys/block/$disk/device" | grep -o '[0-9a-f]\{4\}:[0-9a-f]\{2\}:[0-9a-f]\{2\}\.[0-7]' | tail -n 1
+    readlink -f "/sys/block/$path_disk/device" | grep -o '[0-9a-f]\{4\}:[0-9a-f]\{2\}:[0-9a-f]\{2\}\.[0-7]' | tail -n 1
 }
 
 # Completion counts of the disk's queues, one "NAME COUNT" a line, from /proc/interrupts. virtio names its vectors virtioN-req.Q,

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use vfu::{
     mock::{
         blk::{BlkOptions, Chains},
+        nvme::disk::{NvmeOptions, Rings},
         ring::MAX_BUFFERS,
         transport::Kicks,
     },
@@ -58,12 +59,26 @@ pub(crate) enum IndirectMode {
     Off,
 }
 
-/// Drives virtio-blk disks over vfio-user sockets, closed loop: each finished request is followed by the next.
+/// What disks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// virtio-blk with split rings
+    Split,
+    /// virtio-blk with packed rings
+    Packed,
+    /// NVMe controllers
+    Nvme,
+}
+
+/// Drives virtio-blk or NVMe disks over vfio-user sockets, closed loop: each finished request is followed by the next.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Socket of a disk; again for each further disk
     #[arg(long, required = true, value_name = "PATH")]
     socket: Vec<PathBuf>,
+    /// The disks are NVMe controllers; their first namespaces are driven
+    #[arg(long, conflicts_with_all = ["indirect", "no_event_idx", "packed_ring"])]
+    nvme: bool,
     /// What is done
     #[arg(long, value_enum, default_value = "randread")]
     rw: Pattern,
@@ -132,6 +147,9 @@ pub(crate) enum ArgsError {
     /// A block that no request can carry.
     #[error("--bs: {0} is not between 512 and {MAX_BLOCK}")]
     Block(u64),
+    /// NVMe queues are not polled without being told to.
+    #[error("--kick: an NVMe controller has to be told")]
+    Untold,
     /// A time that is none.
     #[error("--{0}: {1} is not a time in seconds")]
     Time(&'static str, f64),
@@ -149,7 +167,7 @@ pub(crate) enum ArgsError {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) sockets: Vec<PathBuf>,
-    pub(crate) packed: bool,
+    pub(crate) kind: Kind,
     pub(crate) pattern: Pattern,
     /// Of 100 requests so many are reads.
     pub(crate) read_percent: u8,
@@ -214,9 +232,19 @@ impl Args {
             IndirectMode::On => least,
             IndirectMode::Auto | IndirectMode::Off => fits_direct.unwrap_or(least),
         };
+        // An NVMe command takes one entry, and one entry stays free.
+        let ring = if self.nvme { self.depth.saturating_add(1) } else { ring };
         let ring_size = self.ring_size.unwrap_or_else(|| ring.clamp(2, MAX_RING));
-        if self.depth > ring_size {
+        if self.depth > ring_size - u16::from(self.nvme) {
             return Err(ArgsError::Depth { depth: self.depth, ring: ring_size });
+        }
+        let kind = match (self.nvme, self.packed_ring) {
+            (true, _) => Kind::Nvme,
+            (false, true) => Kind::Packed,
+            (false, false) => Kind::Split,
+        };
+        if kind == Kind::Nvme && self.kick == KickMode::Never {
+            return Err(ArgsError::Untold);
         }
         let event_idx = if self.no_event_idx { 0 } else { feature::EVENT_IDX };
         let driver = BlkOptions {
@@ -240,7 +268,7 @@ impl Args {
         };
         Ok(Plan {
             sockets: self.socket,
-            packed: self.packed_ring,
+            kind,
             pattern: self.rw,
             read_percent: match self.rw {
                 Pattern::Read | Pattern::Randread => 100,
@@ -260,6 +288,15 @@ impl Args {
             seed: self.seed,
             driver,
         })
+    }
+}
+
+impl Plan {
+    /// How an NVMe disk is wanted.
+    pub(crate) fn nvme(&self) -> NvmeOptions {
+        let BlkOptions { queues, ring_size: queue_size, max_io, kicks, .. } = self.driver;
+        let rings = if kicks == Kicks::Messages { Rings::Messages } else { Rings::Auto };
+        NvmeOptions { queues, queue_size, rings, max_io }
     }
 }
 
@@ -296,6 +333,14 @@ mod tests {
         assert_eq!(plan("--depth 128").unwrap().driver.ring_size, 512);
         assert_eq!(plan("--depth 128 --indirect on").unwrap().driver.ring_size, 128);
         assert_eq!(plan("--depth 128 --ring-size 256").unwrap().driver.chains, Chains::Fit(128));
+    }
+
+    #[test]
+    fn nvme_queue_has_an_entry_more_than_the_depth() {
+        let plan_of = |line| plan(line).map(|plan| (plan.kind, plan.nvme().queue_size));
+        assert_eq!(plan_of("--nvme --depth 128"), Ok((Kind::Nvme, 129)));
+        assert_eq!(plan_of("--nvme --depth 4 --ring-size 4"), Err(ArgsError::Depth { depth: 4, ring: 4 }));
+        assert_eq!(plan_of("--nvme --kick never"), Err(ArgsError::Untold));
     }
 
     #[test]

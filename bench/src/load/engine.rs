@@ -6,16 +6,10 @@
 use std::time::Duration;
 
 use reactor::{Clock, Tick};
-use vfu::{
-    mock::{
-        blk::{BlkDriver, Done, Io},
-        client::ClientError,
-        ring::{DriverRing, RingFault},
-    },
-    virtio::spec::blk::{kind, status},
-};
+use vfu::mock::{client::ClientError, ring::RingFault};
 
 use super::{
+    drive::Drive,
     latency::Latency,
     stamp::Mismatch,
     target::{Pick, Target},
@@ -83,8 +77,8 @@ struct Lane {
 }
 
 /// One disk: its driver and what is asked of it.
-pub(crate) struct Disk<R> {
-    pub(crate) driver: BlkDriver<R>,
+pub(crate) struct Disk<D> {
+    pub(crate) drive: D,
     pub(crate) target: Target,
 }
 
@@ -129,16 +123,15 @@ pub(crate) struct Schedule {
 }
 
 /// The generator.
-pub(crate) struct Engine<R> {
+pub(crate) struct Engine<D> {
     clock: Clock,
-    pub(crate) disks: Vec<Disk<R>>,
+    pub(crate) disks: Vec<Disk<D>>,
     lanes: Vec<Lane>,
     depth: u16,
     /// Finished requests taken before what follows them is published. Half the depth at most: the device has the other
     /// half to work on meanwhile.
     batch: u32,
     block_size: u32,
-    never_kick: bool,
     stall: u64,
     latency: Latency,
     counts: Counts,
@@ -150,19 +143,13 @@ pub(crate) struct Engine<R> {
     draining: bool,
 }
 
-impl<R: DriverRing> Engine<R> {
+impl<D: Drive> Engine<D> {
     /// A generator for `disks`, with `depth` requests of `block_size` bytes in flight on each queue.
-    pub(crate) fn new(
-        clock: Clock,
-        disks: Vec<Disk<R>>,
-        depth: u16,
-        block_size: u32,
-        never_kick: bool,
-    ) -> Self {
+    pub(crate) fn new(clock: Clock, disks: Vec<Disk<D>>, depth: u16, block_size: u32) -> Self {
         let lanes = disks.iter().enumerate().flat_map(|(disk, there)| {
-            there.driver.queues.iter().enumerate().map(move |(queue, it)| {
-                let slots = vec![Slot::default(); usize::from(it.size())].into_boxed_slice();
-                Lane { disk, queue, slots }
+            (0..there.drive.queues()).map(move |queue| {
+                let slots = vec![Slot::default(); usize::from(there.drive.slots(queue))];
+                Lane { disk, queue, slots: slots.into_boxed_slice() }
             })
         });
         let lanes = lanes.collect();
@@ -175,7 +162,6 @@ impl<R: DriverRing> Engine<R> {
             depth,
             batch: (u32::from(depth) / 2).clamp(1, BATCH_MAX),
             block_size,
-            never_kick,
             stall,
             latency,
             counts: Counts::default(),
@@ -190,35 +176,32 @@ impl<R: DriverRing> Engine<R> {
     #[inline]
     fn submit(&mut self, lane: usize, now: Tick) -> bool {
         let Lane { disk, queue, slots } = &mut self.lanes[lane];
-        let Disk { driver, target } = &mut self.disks[*disk];
-        let queue = &mut driver.queues[*queue];
+        let Disk { drive, target } = &mut self.disks[*disk];
         // The depth fits into the ring, so there is a slot.
-        let Some(slot) = queue.next_slot() else { return false };
+        let Some(slot) = drive.next_slot(*queue) else { return false };
         let Some(pick) = target.next() else { return false };
         let data = if pick.write { target.stamp(&pick) } else { target.blank() };
         if let Some(data) = data {
-            queue.write_data(slot, data);
+            drive.write_data(*queue, slot, data);
         }
-        let kind = if pick.write { kind::OUT } else { kind::IN };
         slots[usize::from(slot)] = Slot { started: now, pick };
-        let submitted = queue.submit(Io { kind, sector: pick.sector, len: self.block_size }).is_some();
+        let submitted = drive.submit(*queue, pick.write, pick.sector, self.block_size);
         self.in_flight += u32::from(submitted);
         submitted
     }
 
     #[inline]
-    fn finish(&mut self, lane: usize, done: Done, now: Tick) -> Result<(), RunError> {
+    fn finish(&mut self, lane: usize, (slot, ok): (u16, bool), now: Tick) -> Result<(), RunError> {
         let Lane { disk, queue, slots } = &self.lanes[lane];
-        let Slot { started, pick } = slots[usize::from(done.slot)];
-        let Disk { driver, target } = &mut self.disks[*disk];
-        let ok = done.status == status::OK;
+        let Slot { started, pick } = slots[usize::from(slot)];
+        let Disk { drive, target } = &mut self.disks[*disk];
         self.latency.record(now.since(started));
         self.counts.reads += u64::from(ok && !pick.write);
         self.counts.writes += u64::from(ok && pick.write);
         self.counts.errors += u64::from(!ok);
         self.in_flight -= 1;
-        let (disk, queue) = (*disk, &driver.queues[*queue]);
-        let checked = target.done(&pick, ok, |data| queue.read_data(done.slot, data));
+        let (disk, queue) = (*disk, *queue);
+        let checked = target.done(&pick, ok, |data| drive.read_data(queue, slot, data));
         checked.map_err(|source| RunError::Verify { disk, source })
     }
 
@@ -227,7 +210,7 @@ impl<R: DriverRing> Engine<R> {
     fn turn(&mut self, lane: usize) -> Result<Option<Tick>, RunError> {
         let (disk, queue) = (self.lanes[lane].disk, self.lanes[lane].queue);
         let poll = |engine: &mut Self| {
-            let polled = engine.disks[disk].driver.queues[queue].poll();
+            let polled = engine.disks[disk].drive.poll(queue);
             polled.map_err(|source| RunError::Ring { disk, queue, source })
         };
         let Some(first) = poll(self)? else { return Ok(None) };
@@ -253,16 +236,8 @@ impl<R: DriverRing> Engine<R> {
 
     #[inline]
     fn publish(&mut self, disk: usize, queue: usize) -> Result<(), RunError> {
-        let driver = &mut self.disks[disk].driver;
-        if self.never_kick {
-            driver.queues[queue].publish_quietly();
-            return Ok(());
-        }
-        if driver.queues[queue].publish() {
-            self.counts.kicks += 1;
-            let number = u16::try_from(queue).unwrap_or(0);
-            driver.transport.kick(number).map_err(|source| RunError::Kick { disk, source })?;
-        }
+        let kicks = self.disks[disk].drive.publish(queue);
+        self.counts.kicks += kicks.map_err(|source| RunError::Kick { disk, source })?;
         Ok(())
     }
 

@@ -1,9 +1,11 @@
-//! `load`: drives virtio-blk disks behind vfio-user sockets and says what they do.
+//! `load`: drives virtio-blk or NVMe disks behind vfio-user sockets and says what they do.
 //!
-//! The guest's side is `vfu::mock`; any vfio-user server with a virtio-blk device will do. [`args`] checks the command
-//! line, [`target`] chooses blocks and knows what they hold, [`engine`] is the loop, [`report`] tells.
+//! The guest's side is `vfu::mock`; any vfio-user server with such a device will do. [`args`] checks the command line,
+//! [`drive`] is a disk of either kind, [`target`] chooses blocks and knows what they hold, [`engine`] is the loop,
+//! [`report`] tells.
 
 mod args;
+mod drive;
 mod engine;
 mod latency;
 mod report;
@@ -15,9 +17,10 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 pub(crate) use args::Args;
-use args::{Pattern, Plan};
+use args::{Kind, Pattern, Plan};
+use drive::{Drive, Virtio};
 use engine::{Disk, Engine, Schedule};
 pub(crate) use latency::{Latency, Summary};
 use reactor::Clock;
@@ -28,12 +31,12 @@ use vfu::{
         blk::BlkDriver,
         client::Client,
         memory::{Memory, REGION_ALIGN},
+        nvme::{Nvme, disk::NvmeDisk},
         packed::PackedDriver,
         ring::DriverRing,
         split::SplitDriver,
-        transport::Kicks,
     },
-    virtio::spec::blk::{SECTOR, feature},
+    virtio::spec::blk::SECTOR,
 };
 
 use crate::{affinity, host::Disturbance};
@@ -42,6 +45,9 @@ use crate::{affinity, host::Disturbance};
 const QUEUE_OVERHEAD: u64 = 64 << 10;
 /// Guest memory for each ring entry, beside its data: descriptors, headers, indirect tables.
 const ENTRY_OVERHEAD: u64 = 2 << 10;
+
+/// A page of guest memory.
+const PAGE: u64 = 4096;
 
 /// Runs the subcommand.
 ///
@@ -52,15 +58,20 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if let Some(cpu) = plan.cpu {
         affinity::pin(cpu)?;
     }
-    if plan.packed { run_on::<PackedDriver>(&plan) } else { run_on::<SplitDriver>(&plan) }
+    match plan.kind {
+        Kind::Nvme => run_on(&plan, open_nvme),
+        Kind::Packed => run_on(&plan, open_blk::<PackedDriver>),
+        Kind::Split => run_on(&plan, open_blk::<SplitDriver>),
+    }
 }
 
-fn run_on<R: DriverRing>(plan: &Plan) -> anyhow::Result<()> {
+fn run_on<D: Drive>(plan: &Plan, open: impl Fn(&Plan, &Path) -> anyhow::Result<D>) -> anyhow::Result<()> {
     let disks = plan.sockets.iter().enumerate().map(|(nth, socket)| {
-        open::<R>(plan, nth, socket).with_context(|| format!("disk {}", socket.display()))
+        let disk = open(plan, socket).and_then(|drive| disk(plan, nth, drive));
+        disk.with_context(|| format!("disk {}", socket.display()))
     });
     let disks = disks.collect::<anyhow::Result<Vec<_>>>()?;
-    let ring_size = disks[0].driver.queues.first().map_or(0, |queue| queue.size());
+    let ring_size = disks[0].drive.slots(0);
 
     let clock = Clock::system();
     let schedule = Schedule {
@@ -68,9 +79,8 @@ fn run_on<R: DriverRing>(plan: &Plan) -> anyhow::Result<()> {
         measured: clock.ticks(plan.measured),
         interval: clock.ticks(plan.interval),
     };
-    let never_kick = plan.driver.kicks == Kicks::Never;
     let ticks_per_second = clock.ticks_per_second();
-    let mut engine = Engine::new(clock, disks, plan.depth, plan.block_size, never_kick);
+    let mut engine = Engine::new(clock, disks, plan.depth, plan.block_size);
     let before = Disturbance::now();
     let outcome = engine.run(&schedule)?;
     let disturbance = Disturbance::now().since(before);
@@ -86,52 +96,57 @@ fn run_on<R: DriverRing>(plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read_back<R: DriverRing>(engine: &mut Engine<R>) -> anyhow::Result<u64> {
+fn read_back<D: Drive>(engine: &mut Engine<D>) -> anyhow::Result<u64> {
     let blocks = engine.disks.iter().map(|disk| disk.target.written()).sum();
     let errors = engine.read_back()?;
     ensure!(errors == 0, "{errors} blocks could not be read back");
     Ok(blocks)
 }
 
-/// Connects to a disk and brings it up.
-fn open<R: DriverRing>(plan: &Plan, nth: usize, socket: &Path) -> anyhow::Result<Disk<R>> {
-    let ring = u64::from(plan.driver.ring_size);
-    let queue = QUEUE_OVERHEAD + ring * (ENTRY_OVERHEAD + u64::from(plan.block_size));
-    let memory = Memory::new(REGION_ALIGN + queue * u64::from(plan.driver.queues)).context("guest memory")?;
+/// Guest memory for the plan, where each request has `block` bytes.
+fn memory(plan: &Plan, block: u64) -> anyhow::Result<u64> {
+    let queue = QUEUE_OVERHEAD + u64::from(plan.driver.ring_size) * (ENTRY_OVERHEAD + block);
+    queue
+        .checked_mul(plan.driver.queues.into())
+        .and_then(|len| len.checked_add(REGION_ALIGN))
+        .context("guest memory")
+}
+
+/// Connects to a virtio-blk disk and brings it up.
+fn open_blk<R: DriverRing>(plan: &Plan, socket: &Path) -> anyhow::Result<Virtio<R>> {
+    let memory = Memory::new(memory(plan, plan.block_size.into())?).context("guest memory")?;
     let driver = BlkDriver::<R>::new(Client::connect(socket)?, memory, plan.driver)?;
-    for queue in &driver.queues {
-        let (size, capacity) = (queue.size(), queue.capacity());
-        ensure!(
-            plan.depth <= capacity,
-            "--depth: the disk's rings of {size} entries have room for {capacity} requests"
-        );
-    }
-    driver.memory.populate().context("guest memory")?;
-    let extent = extent(plan, &driver)?;
+    Ok(Virtio::new(driver, plan.driver.kicks))
+}
+
+/// Connects to an NVMe disk and brings it up.
+fn open_nvme(plan: &Plan, socket: &Path) -> anyhow::Result<NvmeDisk> {
+    // Data begins at a page, and has a page for its list.
+    let block = u64::from(plan.block_size).next_multiple_of(PAGE) + PAGE;
+    Ok(NvmeDisk::new(Nvme::connect(socket, memory(plan, block)?)?, plan.nvme())?)
+}
+
+/// What is asked of a disk.
+fn disk<D: Drive>(plan: &Plan, nth: usize, drive: D) -> anyhow::Result<Disk<D>> {
+    let extent = extent(plan, &drive)?;
     let order = match plan.pattern {
         Pattern::Read | Pattern::Write => Order::Sequential,
         Pattern::Randread | Pattern::Randwrite | Pattern::Randrw => Order::Random,
     };
     // Disks do not do the same at the same time.
     let seed = plan.seed.wrapping_add(nth as u64);
-    Ok(Disk { driver, target: Target::new(extent, order, plan.read_percent, seed, plan.verify) })
+    Ok(Disk { drive, target: Target::new(extent, order, plan.read_percent, seed, plan.verify) })
 }
 
 /// The part of the disk that the plan means, checked against the disk.
-fn extent<R: DriverRing>(plan: &Plan, driver: &BlkDriver<R>) -> anyhow::Result<Extent> {
-    let (size, config) = (driver.size_bytes(), driver.config());
+fn extent(plan: &Plan, drive: &impl Drive) -> anyhow::Result<Extent> {
+    let (size, unit) = drive.check(plan)?;
     let block = u64::from(plan.block_size);
-    if driver.features() & feature::RO != 0 && plan.read_percent < 100 {
-        bail!("the disk is read-only");
-    }
-    if driver.features() & feature::BLK_SIZE != 0 {
-        let unit = u64::from(config.blk_size.max(1));
-        for (name, value) in [("bs", block), ("offset", plan.offset)] {
-            ensure!(
-                value.is_multiple_of(unit),
-                "--{name}: {value} is not a multiple of the disk's blocks of {unit} bytes"
-            );
-        }
+    for (name, value) in [("bs", block), ("offset", plan.offset)] {
+        ensure!(
+            value.is_multiple_of(unit),
+            "--{name}: {value} is not a multiple of the disk's blocks of {unit} bytes"
+        );
     }
     let rest = size.checked_sub(plan.offset);
     let rest = rest.with_context(|| format!("--offset: the disk ends at {size}"))?;

@@ -50,15 +50,15 @@ completed_on_every_queue() {
         taskset -c "$cpu" dd if="$DEVICE" of=/dev/null bs="$block" count=8 iflag=direct
     done
     queue_interrupts
-    must_equal "queues of the block layer" "$QUEUES" "$(find "/sys/block/$disk/mq" -mindepth 1 -maxdepth 1 | wc -l)"
+    must_equal "queues of the block layer" "$QUEUES" "$(find "/sys/block/$path_disk/mq" -mindepth 1 -maxdepth 1 | wc -l)"
     must_equal "queues with interrupts" "$QUEUES" "$(queue_interrupts | awk '$2 > 0' | wc -l)"
 }
 
 # The 16th number of a disk's stat is flushes done (Documentation/block/stat.rst); a write-through disk is sent none.
 fsync_flushes() {
-    before=$(awk '{ print $16 }' "/sys/block/$disk/stat")
+    before=$(awk '{ print $16 }' "/sys/block/$path_disk/stat")
     fio --name=fsync --filename="$DEVICE" --ioengine=libaio --direct=1 --rw=randwrite --bs=4k --iodepth=8 --size=2m --fsync=4
-    after=$(awk '{ print $16 }' "/sys/block/$disk/stat")
+    after=$(awk '{ print $16 }' "/sys/block/$path_disk/stat")
     cache=$(cat "/sys/block/$disk/queue/write_cache")
     echo "$cache: $before flushes before, $after after"
     [ "$cache" != "write back" ] || [ "$after" -gt "$before" ]

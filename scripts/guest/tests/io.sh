@@ -23,7 +23,7 @@ works_by_msix() {
 }
 works_by_pin() {
     lspci -vv -s "$(pci_address)" 2>/dev/null | grep 'MSI-X: Enable-'
-    grep -E "IO-APIC.*virtio" /proc/interrupts
+    grep -E "IO-APIC.*(virtio|nvme)" /proc/interrupts
 }
 copies_image() {
     dd if="$IMAGE" of="$DEVICE" bs=1M oflag=direct

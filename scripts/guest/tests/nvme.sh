@@ -20,7 +20,7 @@ identify() {
     nvme id-ctrl "$controller" | grep -q '^subnqn *: nqn'
     nvme id-ns "$DEVICE" -n 1 | grep -q '^nsze'
     nvme ns-descs "$controller" -n 1
-    must_equal "active namespaces" "[   0]:0x1" "$(nvme list-ns "$controller" -n 0 | head -n 1)"
+    must_equal "active namespaces" "[   0]:0x1" "$(nvme list-ns "$controller" | head -n 1)"
     nvme list-ctrl "$controller"
     nvme id-nvmset "$controller" -i 1 && return 1
     [ "${SHADOW:-0}" != 1 ] || nvme id-ctrl "$controller" -H | grep -q 'Doorbell Buffer Config Supported'
@@ -31,7 +31,8 @@ logs() {
     nvme error-log "$controller" | grep -q 'Entry'
     nvme fw-log "$controller"
     nvme changed-ns-list-log "$controller"
-    nvme effects-log "$controller" | grep -q 'Identify'
+    nvme effects-log "$controller" >/tmp/effects
+    grep -q 'Identify' /tmp/effects
     nvme supported-log-pages "$controller"
 }
 
@@ -116,7 +117,7 @@ fio_verify() {
 }
 
 queues() {
-    must_equal "queues of the block layer" "$QUEUES" "$(find "/sys/block/$disk/mq" -mindepth 1 -maxdepth 1 | wc -l)"
+    must_equal "queues of the block layer" "$QUEUES" "$(find "/sys/block/$path_disk/mq" -mindepth 1 -maxdepth 1 | wc -l)"
     fio --name=spread --filename="$DEVICE" --ioengine=libaio --direct=1 --rw=randread --bs=4k --iodepth=4 --numjobs="$QUEUES" --size=1m \
         --cpus_allowed="0-$((QUEUES - 1))" --cpus_allowed_policy=split --group_reporting
     must_equal "queues with interrupts" "$QUEUES" "$(queue_interrupts | awk '$2 > 0' | wc -l)"

@@ -4,13 +4,16 @@
 //! and checks what a driver can check: phases, identifiers, submission queue heads. It recovers from nothing: what is
 //! wrong is an error or, where the rules are broken, a panic.
 
+pub mod disk;
+pub mod queue;
+
 use std::{
-    collections::BTreeSet,
     path::Path,
     sync::atomic::{Ordering, fence},
     time::{Duration, Instant},
 };
 
+pub use queue::QueuePair;
 use rustix::io::Errno;
 
 use super::{
@@ -56,116 +59,6 @@ pub enum NvmeError {
         /// Its status.
         status: Status,
     },
-}
-
-/// A queue pair, from the driver's side.
-#[derive(Debug)]
-pub struct QueuePair {
-    /// Its identifier.
-    pub qid: u16,
-    size: u16,
-    sq: Span,
-    cq: Span,
-    /// Guest addresses of the rings.
-    addresses: (u64, u64),
-    tail: u16,
-    /// How far the controller says it has fetched.
-    fetched: u16,
-    head: u16,
-    phase: bool,
-    /// Identifiers in flight.
-    used: BTreeSet<u16>,
-    next_cid: u16,
-    /// Doorbells that were rung by a message, of those that could have been.
-    rung: u64,
-}
-
-impl QueuePair {
-    fn new(memory: &mut Memory, qid: u16, size: u16) -> Result<Self, NvmeError> {
-        let (sq_len, cq_len) = (usize::from(size) * 64, usize::from(size) * 16);
-        let addresses = (memory.allocate(sq_len, PAGE)?, memory.allocate(cq_len, PAGE)?);
-        let (sq, cq) = (memory.span(addresses.0, sq_len)?, memory.span(addresses.1, cq_len)?);
-        Ok(Self {
-            qid,
-            size,
-            sq,
-            cq,
-            addresses,
-            tail: 0,
-            fetched: 0,
-            head: 0,
-            phase: true,
-            used: BTreeSet::new(),
-            next_cid: 0,
-            rung: 0,
-        })
-    }
-
-    /// Starts over, as after a reset: the memory is zeroed.
-    fn clear(&mut self) {
-        for at in (0..usize::from(self.size) * 16).step_by(4) {
-            self.cq.slice().write(at, 0_u32);
-        }
-        (self.tail, self.fetched, self.head, self.phase) = (0, 0, 0, true);
-        self.used.clear();
-    }
-
-    /// Commands in flight.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.used.len()
-    }
-
-    /// Guest address of its completion queue.
-    #[must_use]
-    pub fn completion_address(&self) -> u64 {
-        self.addresses.1
-    }
-
-    /// Doorbells rung by a message.
-    #[must_use]
-    pub fn rung(&self) -> u64 {
-        self.rung
-    }
-
-    /// Puts a command into the queue, with an identifier of its own; none if there is no room.
-    pub fn push(&mut self, mut command: Command) -> Option<u16> {
-        let next = (self.tail + 1) % self.size;
-        if next == self.fetched || self.used.len() >= usize::from(self.size) - 1 {
-            return None;
-        }
-        while self.used.contains(&self.next_cid) {
-            self.next_cid = self.next_cid.wrapping_add(1);
-        }
-        command.cid = self.next_cid;
-        self.used.insert(command.cid);
-        self.next_cid = self.next_cid.wrapping_add(1);
-        self.sq.slice().write(usize::from(self.tail) * 64, command);
-        self.tail = next;
-        Some(command.cid)
-    }
-
-    /// Takes a completion, if there is one.
-    ///
-    /// # Panics
-    /// If it is of a command that is not in flight, or of another queue.
-    pub fn take(&mut self) -> Option<Completion> {
-        let at = usize::from(self.head) * 16;
-        let last = self.cq.slice().load_u32(at + 12, Ordering::Acquire);
-        if (last >> 16 & 1 == 1) != self.phase {
-            return None;
-        }
-        let completion: Completion = self.cq.slice().read(at);
-        assert!(self.used.remove(&completion.cid), "a completion of nothing: {completion:?}");
-        assert_eq!(completion.sq_id, self.qid, "{completion:?}");
-        assert!(completion.sq_head < self.size, "{completion:?}");
-        self.fetched = completion.sq_head;
-        self.head += 1;
-        if self.head == self.size {
-            (self.head, self.phase) = (0, !self.phase);
-        }
-        Some(completion)
-    }
 }
 
 /// Where doorbells are.
@@ -336,6 +229,7 @@ impl Nvme {
     }
 
     /// Stores a doorbell: in the shadow, in the page, or by a message. True if it was a message.
+    #[inline]
     fn store_doorbell(&mut self, at: usize, old: u16, new: u16, admin: bool) -> Result<bool, ClientError> {
         if let Some((shadow, event)) = self.doorbells.shadow.as_ref().filter(|_| !admin) {
             shadow.slice().store_u32(at, new.into(), Ordering::Release);
@@ -354,19 +248,40 @@ impl Nvme {
         Ok(true)
     }
 
+    /// Rings an I/O queue's tail, if commands were pushed since the last time. True if that took a message.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    #[inline]
+    pub fn ring_tail(&mut self, queue: usize) -> Result<bool, ClientError> {
+        let pair = &mut self.io[queue];
+        let Some((old, new)) = pair.moved_tail() else { return Ok(false) };
+        let at = usize::from(pair.qid) * 8;
+        let message = self.store_doorbell(at, old, new, false)?;
+        self.io[queue].rung += u64::from(message);
+        Ok(message)
+    }
+
+    /// Tells an I/O queue's head, if completions were taken since the last time. True if that took a message.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    #[inline]
+    pub fn ring_head(&mut self, queue: usize) -> Result<bool, ClientError> {
+        let pair = &mut self.io[queue];
+        let Some((old, new)) = pair.moved_head() else { return Ok(false) };
+        let at = usize::from(pair.qid) * 8 + 4;
+        self.store_doorbell(at, old, new, false)
+    }
+
     /// Pushes commands to an I/O queue and rings once; how many found room.
     ///
     /// # Errors
     /// See [`NvmeError`].
     pub fn submit(&mut self, queue: usize, commands: &[Command]) -> Result<Vec<u16>, NvmeError> {
         let pair = &mut self.io[queue];
-        let old = pair.tail;
         let cids: Vec<u16> = commands.iter().map_while(|&command| pair.push(command)).collect();
-        let (at, tail) = (usize::from(pair.qid) * 8, pair.tail);
-        if !cids.is_empty() {
-            let message = self.store_doorbell(at, old, tail, false)?;
-            self.io[queue].rung += u64::from(message);
-        }
+        self.ring_tail(queue)?;
         Ok(cids)
     }
 
@@ -376,12 +291,8 @@ impl Nvme {
     /// See [`NvmeError`].
     pub fn reap(&mut self, queue: usize) -> Result<Vec<Completion>, NvmeError> {
         let pair = &mut self.io[queue];
-        let old = pair.head;
         let done: Vec<Completion> = std::iter::from_fn(|| pair.take()).collect();
-        let (at, head) = (usize::from(pair.qid) * 8 + 4, pair.head);
-        if !done.is_empty() {
-            self.store_doorbell(at, old, head, false)?;
-        }
+        self.ring_head(queue)?;
         Ok(done)
     }
 
@@ -419,10 +330,10 @@ impl Nvme {
     /// # Errors
     /// See [`NvmeError`].
     pub fn submit_admin(&mut self, command: Command) -> Result<u16, NvmeError> {
-        let old = self.admin.tail;
         let cid = self.admin.push(command).ok_or(NvmeError::Timeout("room in the admin queue"))?;
-        let tail = self.admin.tail;
-        self.store_doorbell(0, old, tail, true)?;
+        if let Some((old, tail)) = self.admin.moved_tail() {
+            self.store_doorbell(0, old, tail, true)?;
+        }
         Ok(cid)
     }
 
@@ -431,10 +342,8 @@ impl Nvme {
     /// # Errors
     /// See [`NvmeError`].
     pub fn reap_admin(&mut self) -> Result<Vec<Completion>, NvmeError> {
-        let old = self.admin.head;
         let done: Vec<Completion> = std::iter::from_fn(|| self.admin.take()).collect();
-        if !done.is_empty() {
-            let head = self.admin.head;
+        if let Some((old, head)) = self.admin.moved_head() {
             self.store_doorbell(4, old, head, true)?;
         }
         Ok(done)

@@ -18,6 +18,15 @@ pub trait Data {
         device_writes: bool,
         out: &mut Vec<IoVec>,
     ) -> Result<(), Status>;
+
+    /// How much of the memory was lost so far, its owner having made its file shorter. A command between whose start and
+    /// end this changed has failed.
+    fn torn(&self) -> usize;
+}
+
+/// Success, unless memory was lost since `torn` was asked.
+fn unless_torn(data: &impl Data, torn: usize) -> Result<(), Status> {
+    if data.torn() == torn { Ok(()) } else { Err(Status::DATA_TRANSFER_ERROR) }
 }
 
 /// Most vectors of data of an admin command, or of a table that an I/O command brings.
@@ -28,10 +37,26 @@ const TABLE_SEGMENTS: usize = 64;
 /// # Errors
 /// The status to complete the command with.
 pub fn fetch(data: &impl Data, command: &Command, to: &mut [u8]) -> Result<(), Status> {
-    let mut vectors = Vec::with_capacity(TABLE_SEGMENTS);
-    data.map(command, to.len() as u64, false, &mut vectors)?;
-    iov::gather(&vectors, to);
-    Ok(())
+    fetch_by(data, command, to, &mut Vec::with_capacity(TABLE_SEGMENTS))
+}
+
+/// The same with the caller's list of vectors, which is empty before and after: allocates nothing.
+///
+/// # Errors
+/// The status to complete the command with.
+pub fn fetch_by(
+    data: &impl Data,
+    command: &Command,
+    to: &mut [u8],
+    vectors: &mut Vec<IoVec>,
+) -> Result<(), Status> {
+    let torn = data.torn();
+    let mapped = data.map(command, to.len() as u64, false, vectors);
+    if mapped.is_ok() {
+        iov::gather(vectors, to);
+    }
+    vectors.clear();
+    mapped.and_then(|()| unless_torn(data, torn))
 }
 
 /// Copies `from` to the command's data. Not for the hot path.
@@ -39,8 +64,9 @@ pub fn fetch(data: &impl Data, command: &Command, to: &mut [u8]) -> Result<(), S
 /// # Errors
 /// The status to complete the command with.
 pub fn store(data: &impl Data, command: &Command, from: &[u8]) -> Result<(), Status> {
+    let torn = data.torn();
     let mut vectors = Vec::with_capacity(TABLE_SEGMENTS);
     data.map(command, from.len() as u64, true, &mut vectors)?;
     iov::scatter(&vectors, from);
-    Ok(())
+    unless_torn(data, torn)
 }

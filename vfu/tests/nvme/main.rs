@@ -8,3 +8,4 @@ mod life;
 mod model;
 mod random;
 mod rig;
+mod sleep;

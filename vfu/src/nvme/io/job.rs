@@ -7,7 +7,7 @@ use bdev::{IoVec, MAX_SEGMENTS, Op, OpKind, Rejected, Request, Token};
 use zerocopy::IntoBytes;
 
 use super::{
-    Executor, Finished, MAX_JOBS, Slot, SlotKind, Verdict,
+    Executor, Finished, MAX_JOBS, MAX_RANGES, Slot, SlotKind, Verdict,
     bounce::{self, Bounce},
     space::Access,
     status_of,
@@ -19,22 +19,20 @@ use crate::nvme::{
 };
 
 /// What a job does.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
-    /// Unmaps ranges of first block and number.
-    Discard { ranges: Vec<(u64, u64)> },
+    /// Unmaps its ranges.
+    Discard,
     /// Reads, and compares with the command's data.
     Compare,
     /// Compares, then writes.
-    Fused { second: u16, fua: bool, write: Vec<IoVec> },
+    Fused { second: u16, fua: bool },
     /// Reads, and looks no further.
     Verify,
-    /// Reads ranges and writes them one behind the other.
-    Copy { ranges: Vec<(u64, u64)> },
+    /// Reads its ranges and writes them one behind the other.
+    Copy,
     /// Writes zeroes.
     Zero { fua: bool },
-    /// Reads or writes through memory of our own, as the command's is not aligned as the bdev wants.
-    Bounced { write: bool, fua: bool },
     /// Flushes every namespace.
     FlushAll,
 }
@@ -56,6 +54,10 @@ pub(super) struct Job {
     step: u64,
     /// Which of several ranges, or namespaces, is next.
     next: usize,
+    /// First block and number of each of its ranges.
+    ranges: Vec<(u64, u64)>,
+    /// What a fused write writes.
+    write: Vec<IoVec>,
     /// The command's data, and how much of it is done.
     data: Vec<IoVec>,
     done: usize,
@@ -104,10 +106,12 @@ impl Job {
             writing: false,
             step: 0,
             next: 0,
+            ranges: Vec::with_capacity(MAX_RANGES),
+            write: Vec::with_capacity(MAX_SEGMENTS as usize),
             data: Vec::with_capacity(MAX_SEGMENTS as usize),
             done: 0,
             bounce: Bounce::new().ok()?,
-            vector: Vec::with_capacity(1),
+            vector: Vec::with_capacity(MAX_SEGMENTS as usize),
             scratch: vec![0; bounce::LEN],
             locked: false,
         })
@@ -133,14 +137,6 @@ impl Job {
                     return Some(Status::COMPARE_FAILURE);
                 }
             }
-            Kind::Bounced { write: false, .. } => {
-                self.bounce.vector(bytes, &mut self.vector);
-                bdev::iov::gather(&self.vector, &mut self.scratch[..bytes]);
-                let scratch = &self.scratch;
-                each_piece(&self.data, self.done, bytes, |at, piece| {
-                    piece.copy_from(0, &scratch[at..at + piece.len()]);
-                });
-            }
             _ => {}
         }
         self.done += bytes;
@@ -150,15 +146,15 @@ impl Job {
     /// Moves on behind the request that has just ended well.
     fn pass(&mut self) {
         match self.kind {
-            Kind::Copy { .. } if !self.writing => self.writing = true,
-            Kind::Copy { .. } => {
+            Kind::Copy if !self.writing => self.writing = true,
+            Kind::Copy => {
                 self.writing = false;
                 self.lba += self.step;
                 self.to += self.step;
                 self.left -= self.step;
             }
             Kind::Fused { .. } if self.writing => self.left = 0,
-            Kind::Discard { .. } | Kind::FlushAll => self.next += 1,
+            Kind::Discard | Kind::FlushAll => self.next += 1,
             _ => {
                 self.lba += self.step;
                 self.left -= self.step;
@@ -171,13 +167,13 @@ impl Job {
     fn step(&mut self, shift: u32) -> Step {
         let most = (bounce::LEN >> shift).max(1) as u64;
         match &self.kind {
-            Kind::Discard { ranges } => match ranges.get(self.next) {
+            Kind::Discard => match self.ranges.get(self.next) {
                 Some(&(lba, blocks)) => Step::Ask { at: self.at, op: Op::Unmap, lba, blocks },
                 None => Step::End(Status::SUCCESS),
             },
-            Kind::Copy { ranges } => {
+            Kind::Copy => {
                 if self.left == 0 {
-                    match ranges.get(self.next) {
+                    match self.ranges.get(self.next) {
                         None => return Step::End(Status::SUCCESS),
                         Some(&(lba, blocks)) => (self.lba, self.left) = (lba, blocks),
                     }
@@ -187,10 +183,10 @@ impl Job {
                 let (op, lba) = if self.writing { (Op::WRITE, self.to) } else { (Op::Read, self.lba) };
                 self.ask_bounced(op, lba, shift)
             }
-            Kind::Fused { fua, write, .. } if self.left == 0 && !self.writing => {
+            Kind::Fused { fua, .. } if self.left == 0 && !self.writing => {
                 self.writing = true;
                 self.vector.clear();
-                self.vector.extend_from_slice(write);
+                self.vector.extend_from_slice(&self.write);
                 let blocks = self.done as u64 >> shift;
                 Step::Ask { at: self.at, op: Op::Write { fua: *fua }, lba: self.lba - blocks, blocks }
             }
@@ -200,18 +196,6 @@ impl Job {
                 self.step = self.left.min(most);
                 self.bounce.vector(bounce::LEN, &mut self.vector);
                 self.vector[0].fill(0, bounce::LEN, 0);
-                self.ask_bounced(op, self.lba, shift)
-            }
-            Kind::Bounced { write: true, fua } => {
-                let op = Op::Write { fua: *fua };
-                self.step = self.left.min(most);
-                let bytes = usize::try_from(self.step << shift).unwrap_or(0);
-                let scratch = &mut self.scratch;
-                each_piece(&self.data, self.done, bytes, |at, piece| {
-                    piece.copy_to(0, &mut scratch[at..at + piece.len()]);
-                });
-                self.bounce.vector(bytes, &mut self.vector);
-                bdev::iov::scatter(&self.vector, &self.scratch[..bytes]);
                 self.ask_bounced(op, self.lba, shift)
             }
             _ => {
@@ -232,10 +216,11 @@ impl Executor {
         self.jobs.iter().any(Option::is_none)
     }
 
-    /// Starts a job for a command; its data, if any, is what `self.iov` holds.
+    /// Starts a job for a command; its data, if any, is what `self.iov` holds, with `torn` being asked before it is
+    /// touched.
     pub(super) fn start(
         &mut self,
-        tag: u16,
+        (tag, torn): (u16, usize),
         command: &Command,
         at: usize,
         kind: Kind,
@@ -250,15 +235,17 @@ impl Executor {
         job.kind = kind;
         (job.at, job.lba, job.left) = (at, command.slba(), command.blocks().into());
         (job.to, job.writing, job.step, job.next, job.done, job.locked) = (0, false, 0, 0, 0, false);
-        if let Kind::Copy { .. } = job.kind {
+        if let Kind::Copy = job.kind {
             (job.to, job.left) = (command.slba(), 0);
         }
-        job.data.clear();
-        job.data.extend_from_slice(&self.iov);
+        // The lists that were made for it; it leaves its old ones, which are as long.
+        std::mem::swap(&mut job.data, &mut self.iov);
+        std::mem::swap(&mut job.write, &mut self.second);
+        std::mem::swap(&mut job.ranges, &mut self.ranges);
         self.jobs[index] = Some(job);
         let index = u8::try_from(index).unwrap_or(MAX_JOBS);
         self.slots[usize::from(slot)] =
-            Slot { tag, cid: command.cid, sectors: 0, kind: SlotKind::Job(index) };
+            Slot { tag, cid: command.cid, sectors: 0, torn, kind: SlotKind::Job(index) };
         // Its first request goes out with the next pass' completions, so that the end always comes through `reap`.
         self.stuck.push(slot);
         Ok(Verdict::InFlight)
@@ -266,11 +253,11 @@ impl Executor {
 
     /// Tries jobs again that found no room.
     #[cold]
-    pub(super) fn unstick(&mut self, done: &mut impl FnMut(Finished)) {
+    pub(super) fn unstick(&mut self, data: &impl Data, done: &mut impl FnMut(Finished)) {
         for _ in 0..self.stuck.len() {
             let slot = self.stuck.remove(0);
             if let SlotKind::Job(job) = self.slots[usize::from(slot)].kind {
-                self.advance(slot, job, None, done);
+                self.advance(slot, job, None, data, done);
             }
         }
         self.kick();
@@ -283,22 +270,26 @@ impl Executor {
         slot: u16,
         index: u8,
         ended: Option<bdev::Status>,
+        data: &impl Data,
         done: &mut impl FnMut(Finished),
     ) {
         let Some(mut job) = self.jobs[usize::from(index)].take() else { return };
         let shift = self.spaces.get(job.at).and_then(Option::as_ref).map_or(9, |space| space.block_shift);
         let mut end = None;
         if let Some(status) = ended {
-            let writes = job.writing || matches!(job.kind, Kind::Discard { .. } | Kind::Zero { .. });
+            let writes = job.writing || matches!(job.kind, Kind::Discard | Kind::Zero { .. });
             end = match status {
                 bdev::Status::Ok => job.digest(shift),
                 // Deallocating is advice: where the bdev cannot, the blocks stay as they are.
-                bdev::Status::Unsupported if matches!(job.kind, Kind::Discard { .. }) => None,
+                bdev::Status::Unsupported if matches!(job.kind, Kind::Discard) => None,
                 _ => Some(status_of(status, writes)),
             };
             if end.is_none() {
                 job.pass();
             }
+        }
+        if !job.data.is_empty() && data.torn() != self.slots[usize::from(slot)].torn {
+            end = Some(Status::DATA_TRANSFER_ERROR);
         }
         let step = match end {
             Some(status) => Step::End(status),
@@ -369,7 +360,7 @@ impl Executor {
             Counters::add(&self.counters.commands, 2);
         } else {
             // Copy tells which range failed, counted from zero (NVM, 3.2.2).
-            let failed = matches!(job.kind, Kind::Copy { .. }) && !status.is_success();
+            let failed = matches!(job.kind, Kind::Copy) && !status.is_success();
             let dw0 = if failed { u32::try_from(job.next.saturating_sub(1)).unwrap_or(0) } else { 0 };
             done(Finished { tag, cid, status, dw0 });
             Counters::add(&self.counters.commands, 1);
@@ -393,20 +384,20 @@ impl Executor {
         if count > usize::from(MAX_COPY_RANGES) + 1 {
             return Err(Status::COMMAND_SIZE_LIMIT);
         }
-        let mut descriptors = vec![CopyRange::default(); count];
-        data::fetch(data, command, descriptors[..].as_mut_bytes())?;
-        let ranges: Vec<(u64, u64)> =
-            descriptors.iter().map(|range| (range.slba, u64::from(range.blocks) + 1)).collect();
-        let total: u64 = ranges.iter().map(|(_, blocks)| blocks).sum();
+        let mut descriptors = [CopyRange::default(); MAX_COPY_RANGES as usize + 1];
+        let descriptors = &mut descriptors[..count];
+        data::fetch_by(data, command, descriptors.as_mut_bytes(), &mut self.iov)?;
+        self.ranges.clear();
+        self.ranges.extend(descriptors.iter().map(|range| (range.slba, u64::from(range.blocks) + 1)));
+        let total: u64 = self.ranges.iter().map(|(_, blocks)| blocks).sum();
         if total > u64::from(MAX_COPY_TOTAL) {
             return Err(Status::COMMAND_SIZE_LIMIT);
         }
-        for &(lba, blocks) in &ranges {
+        for &(lba, blocks) in &self.ranges {
             self.check_range(at, lba, blocks)?;
         }
         self.check_range(at, command.slba(), total)?;
-        self.iov.clear();
-        self.start(tag, command, at, Kind::Copy { ranges })
+        self.start((tag, data.torn()), command, at, Kind::Copy)
     }
 }
 

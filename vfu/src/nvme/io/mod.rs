@@ -16,6 +16,7 @@ use std::{
 use bdev::{Completion, IoVec, MAX_SEGMENTS, Op, OpKind, Rejected, Request, Token};
 use job::{Job, Kind};
 use space::{Access, Space};
+use zerocopy::IntoBytes;
 
 use super::{
     controller::{ControllerOptions, oncs},
@@ -30,6 +31,8 @@ use crate::stages::{Laps, Stage};
 pub const MAX_IN_FLIGHT: u16 = 1024;
 /// Completions taken from a channel at a time.
 const REAP_BATCH: usize = 64;
+/// Most ranges of one command: of Dataset Management; Copy has fewer.
+const MAX_RANGES: usize = 256;
 /// Force Unit Access (NVM, figure 58).
 const FUA: u32 = 1 << 30;
 /// Deallocate, of Write Zeroes (NVM, figure 81).
@@ -68,6 +71,8 @@ struct Slot {
     cid: u16,
     /// Blocks of 512 bytes, for the counters.
     sectors: u32,
+    /// What was lost of the memory when it started, see [`Data::torn`].
+    torn: usize,
     kind: SlotKind,
 }
 
@@ -98,6 +103,9 @@ pub struct Executor {
     slots: Box<[Slot]>,
     free: Vec<u16>,
     iov: Vec<IoVec>,
+    /// The data of the second of two fused commands, and the ranges of a command that has several; for [`job`].
+    second: Vec<IoVec>,
+    ranges: Vec<(u64, u64)>,
     jobs: Vec<Option<Box<Job>>>,
     #[expect(clippy::vec_box, reason = "a job is large, and moves between the lists")]
     idle_jobs: Vec<Box<Job>>,
@@ -141,8 +149,10 @@ impl Executor {
             slots: vec![Slot::default(); usize::from(depth)].into_boxed_slice(),
             free: (0..depth).rev().collect(),
             iov: Vec::with_capacity(MAX_SEGMENTS as usize),
+            second: Vec::with_capacity(MAX_SEGMENTS as usize),
+            ranges: Vec::with_capacity(MAX_RANGES),
             jobs: (0..MAX_JOBS).map(|_| None).collect(),
-            idle_jobs: Vec::new(),
+            idle_jobs: Vec::with_capacity(usize::from(MAX_JOBS)),
             stuck: Vec::with_capacity(usize::from(MAX_JOBS)),
             write_through: false,
         };
@@ -190,12 +200,6 @@ impl Executor {
     #[inline]
     pub fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
-    }
-
-    /// Whether a job waits for room at a bdev: to be polled.
-    #[must_use]
-    pub fn is_stuck(&self) -> bool {
-        !self.stuck.is_empty()
     }
 
     /// Descriptors that are readable while completions wait; none in place of a channel that must be polled.
@@ -261,11 +265,8 @@ impl Executor {
         let fua = command.cdw12 & FUA != 0 || self.write_through;
         let op = if write { Op::Write { fua } } else { Op::Read };
         let Some(channel) = &mut space.channel else { return Err(Status::NAMESPACE_NOT_READY) };
-        if space.align_mask != 0
-            && self.iov.iter().any(|v| (v.as_ptr().addr() | v.len()) & space.align_mask != 0)
-        {
-            return self.start(tag, command, at, Kind::Bounced { write, fua });
-        }
+        // Before the channel may touch the memory.
+        let torn = data.torn();
         let request = Request { op, lba: command.slba(), blocks, iov: &self.iov, token: Token(slot.into()) };
         laps.lap(Stage::Translate);
         match channel.submit(&request) {
@@ -274,7 +275,7 @@ impl Executor {
                 let kind = if write { SlotKind::Write } else { SlotKind::Read };
                 #[expect(clippy::cast_possible_truncation, reason = "below the largest transfer")]
                 let sectors = (bytes >> 9) as u32;
-                self.slots[usize::from(slot)] = Slot { tag, cid: command.cid, sectors, kind };
+                self.slots[usize::from(slot)] = Slot { tag, cid: command.cid, sectors, torn, kind };
                 Ok(Verdict::InFlight)
             }
             Err(Rejected::Full) => Ok(Verdict::Full),
@@ -299,7 +300,7 @@ impl Executor {
             Ok(()) => {
                 self.free.pop();
                 self.slots[usize::from(slot)] =
-                    Slot { tag, cid: command.cid, sectors: 0, kind: SlotKind::Other };
+                    Slot { tag, cid: command.cid, kind: SlotKind::Other, ..Slot::default() };
                 Ok(Verdict::InFlight)
             }
             Err(Rejected::Full) => Ok(Verdict::Full),
@@ -315,15 +316,16 @@ impl Executor {
     fn other(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
         let offered =
             |bit: u16| if self.options.oncs() & bit != 0 { Ok(()) } else { Err(Status::INVALID_OPCODE) };
+        self.iov.clear();
         match command.opcode {
-            nvm::FLUSH => self.flush(tag, command),
+            nvm::FLUSH => self.flush(tag, command, data),
             nvm::COMPARE => {
                 offered(oncs::COMPARE)?;
                 self.compare(tag, command, data)
             }
             nvm::WRITE_ZEROES => {
                 offered(oncs::WRITE_ZEROES)?;
-                self.write_zeroes(tag, command)
+                self.write_zeroes(tag, command, data)
             }
             nvm::DATASET_MANAGEMENT => {
                 offered(oncs::DSM)?;
@@ -333,7 +335,7 @@ impl Executor {
                 offered(oncs::VERIFY)?;
                 let at = self.admit(command.nsid, Access::Read)?;
                 self.check_range(at, command.slba(), u64::from(command.blocks()))?;
-                self.start(tag, command, at, Kind::Verify)
+                self.start((tag, data.torn()), command, at, Kind::Verify)
             }
             nvm::COPY => {
                 offered(oncs::COPY)?;
@@ -358,9 +360,9 @@ impl Executor {
         if blocks <= total && lba <= total - blocks { Ok(()) } else { Err(Status::LBA_OUT_OF_RANGE) }
     }
 
-    fn flush(&mut self, tag: u16, command: &Command) -> Result<Verdict, Status> {
+    fn flush(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
         if command.nsid == NSID_ALL {
-            return self.start(tag, command, usize::MAX, Kind::FlushAll);
+            return self.start((tag, data.torn()), command, usize::MAX, Kind::FlushAll);
         }
         let at = self.admit(command.nsid, Access::Flush)?;
         if !self.supports(at, OpKind::Flush) {
@@ -371,13 +373,13 @@ impl Executor {
         self.single(tag, command, at, Op::Flush, 0)
     }
 
-    fn write_zeroes(&mut self, tag: u16, command: &Command) -> Result<Verdict, Status> {
+    fn write_zeroes(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
         let at = self.admit(command.nsid, Access::Write)?;
         let blocks = u64::from(command.blocks());
         self.check_range(at, command.slba(), blocks)?;
         let fua = command.cdw12 & FUA != 0 || self.write_through;
         if !self.supports(at, OpKind::WriteZeroes) {
-            return self.start(tag, command, at, Kind::Zero { fua });
+            return self.start((tag, data.torn()), command, at, Kind::Zero { fua });
         }
         let unmap = command.cdw12 & DEAC != 0;
         self.single(tag, command, at, Op::WriteZeroes { unmap, fua }, blocks)
@@ -387,7 +389,7 @@ impl Executor {
     fn compare(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
         let at = self.admit(command.nsid, Access::Read)?;
         self.map_range(at, command, data, false)?;
-        self.start(tag, command, at, Kind::Compare)
+        self.start((tag, data.torn()), command, at, Kind::Compare)
     }
 
     /// Maps the data of a command that has a range of blocks like Read's.
@@ -432,10 +434,10 @@ impl Executor {
         }
         let at = self.admit(first.nsid, Access::Write)?;
         self.map_range(at, second, data, false)?;
-        let write = std::mem::replace(&mut self.iov, Vec::with_capacity(MAX_SEGMENTS as usize));
+        std::mem::swap(&mut self.iov, &mut self.second);
         self.map_range(at, first, data, false)?;
         let fua = second.cdw12 & FUA != 0 || self.write_through;
-        self.start(tag, first, at, Kind::Fused { second: second.cid, fua, write })
+        self.start((tag, data.torn()), first, at, Kind::Fused { second: second.cid, fua })
     }
 
     /// Dataset Management (NVM, 3.2.3): only Deallocate does something; the rest are hints.
@@ -448,10 +450,11 @@ impl Executor {
         let deallocates = command.cdw11 & DSM_DEALLOCATE != 0;
         let at = self.admit(command.nsid, if deallocates { Access::Write } else { Access::Flush })?;
         let count = (command.cdw10 & 0xff) as usize + 1;
-        let mut ranges = vec![DsmRange::default(); count];
-        data::fetch(data, command, zerocopy::IntoBytes::as_mut_bytes(&mut ranges[..]))?;
+        let mut ranges = [DsmRange::default(); MAX_RANGES];
+        let ranges = &mut ranges[..count];
+        data::fetch_by(data, command, ranges.as_mut_bytes(), &mut self.iov)?;
         let limit = self.subsystem.options().dmrsl;
-        for range in &ranges {
+        for range in &*ranges {
             if limit != 0 && range.blocks > limit {
                 return Err(Status::COMMAND_SIZE_LIMIT);
             }
@@ -462,8 +465,9 @@ impl Executor {
             return Ok(Verdict::Done(Status::SUCCESS));
         }
         let ranges = ranges.iter().filter(|range| range.blocks > 0);
-        let ranges = ranges.map(|range| (range.slba, u64::from(range.blocks))).collect();
-        self.start(tag, command, at, Kind::Discard { ranges })
+        self.ranges.clear();
+        self.ranges.extend(ranges.map(|range| (range.slba, u64::from(range.blocks))));
+        self.start((tag, data.torn()), command, at, Kind::Discard)
     }
 
     /// Sends on what was submitted in this pass.
@@ -478,11 +482,24 @@ impl Executor {
         }
     }
 
+    /// Asked before the caller sleeps with commands in flight: has the descriptors polled readable as soon as one
+    /// completes. False: there is something to do at once.
+    pub fn arm(&mut self) -> bool {
+        let mut armed = self.stuck.is_empty();
+        // Every one is armed, whatever the others say.
+        for &at in &self.present {
+            if let Some(channel) = self.spaces[at].as_mut().and_then(|space| space.channel.as_mut()) {
+                armed &= channel.arm();
+            }
+        }
+        armed
+    }
+
     /// Gives finished commands back. What the bdevs take for it is lapped as the backend's.
     #[inline]
-    pub fn reap(&mut self, laps: &mut impl Laps, done: &mut impl FnMut(Finished)) {
+    pub fn reap(&mut self, data: &impl Data, laps: &mut impl Laps, done: &mut impl FnMut(Finished)) {
         if !self.stuck.is_empty() {
-            self.unstick(done);
+            self.unstick(data, done);
         }
         for index in 0..self.present.len() {
             let at = self.present[index];
@@ -493,7 +510,7 @@ impl Executor {
                 let n = channel.reap(&mut batch);
                 laps.lap(Stage::Backend);
                 for completion in &batch[..n] {
-                    self.finish(*completion, done);
+                    self.finish(*completion, data, done);
                 }
                 laps.lap(Stage::Complete);
                 if n < batch.len() {
@@ -504,10 +521,14 @@ impl Executor {
     }
 
     #[inline]
-    fn finish(&mut self, completion: Completion, done: &mut impl FnMut(Finished)) {
+    fn finish(&mut self, mut completion: Completion, data: &impl Data, done: &mut impl FnMut(Finished)) {
         #[expect(clippy::cast_possible_truncation, reason = "tokens are indexes of slots")]
         let index = completion.token.0 as u16;
-        let Slot { tag, cid, sectors, kind } = self.slots[usize::from(index)];
+        let Slot { tag, cid, sectors, torn, kind } = self.slots[usize::from(index)];
+        let is_torn = matches!(kind, SlotKind::Read | SlotKind::Write) && data.torn() != torn;
+        if is_torn {
+            completion.status = bdev::Status::IoError;
+        }
         let counters = &self.counters;
         let writes = kind != SlotKind::Read;
         match kind {
@@ -519,10 +540,10 @@ impl Executor {
                 Counters::add(&counters.writes, 1);
                 Counters::add(&counters.sectors_written, sectors.into());
             }
-            SlotKind::Job(job) => return self.advance(index, job, Some(completion.status), done),
+            SlotKind::Job(job) => return self.advance(index, job, Some(completion.status), data, done),
             _ => {}
         }
-        let status = status_of(completion.status, writes);
+        let status = if is_torn { Status::DATA_TRANSFER_ERROR } else { status_of(completion.status, writes) };
         if completion.status == bdev::Status::MediaError {
             Counters::add(&counters.media_errors, 1);
         }

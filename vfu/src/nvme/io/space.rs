@@ -26,8 +26,6 @@ pub(super) struct Space {
     pub(super) channel: Option<IoChannel>,
     /// Bytes of a block, as a power of two.
     pub(super) block_shift: u32,
-    /// Alignment of buffers, less one; 0 for any.
-    pub(super) align_mask: usize,
     inaccessible: bool,
 }
 
@@ -38,14 +36,8 @@ impl Space {
             tracing::error!(nsid = namespace.nsid, %error, "a queue has no channel to a namespace");
         });
         let info = namespace.info();
-        Self {
-            channel: channel.ok(),
-            block_shift: info.block_size.ilog2(),
-            align_mask: (info.buf_align as usize).saturating_sub(1),
-            inaccessible: false,
-            namespace,
-        }
-        .refreshed(link)
+        Self { channel: channel.ok(), block_shift: info.block_size.ilog2(), inaccessible: false, namespace }
+            .refreshed(link)
     }
 
     pub(super) fn refreshed(mut self, link: &Link) -> Self {

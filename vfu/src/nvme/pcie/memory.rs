@@ -37,6 +37,11 @@ impl Data for GuestData<'_> {
         }
         runs.flush()
     }
+
+    #[inline]
+    fn torn(&self) -> usize {
+        self.view.torn()
+    }
 }
 
 /// Puts neighbouring pieces together, so that a contiguous buffer is one vector.

@@ -209,9 +209,9 @@ impl Owner {
     /// Posts what has finished, and raises the interrupt. True if something had.
     #[inline]
     fn complete(&mut self, mut posted: bool, laps: &mut impl Laps) -> bool {
-        let Self { io, cq, sqs, owed, .. } = self;
+        let Self { io, cq, sqs, owed, view, .. } = self;
         let mut done = 0;
-        io.reap(laps, &mut |finished: Finished| {
+        io.reap(&GuestData { view, admin: false }, laps, &mut |finished: Finished| {
             *owed -= 1;
             done += 1;
             if let Some(sq) = sqs.get(usize::from(finished.tag)) {
@@ -403,7 +403,7 @@ impl Poller for Owner {
         if self.control.epoch() != self.epoch {
             return Park::Ready;
         }
-        if self.io.is_stuck() || (self.io.in_flight() > 0 && self.unwatched) {
+        if self.io.in_flight() > 0 && (self.unwatched || !self.io.arm()) {
             return Park::Ready;
         }
         // The head is of interest while room is wanted, or while the pin is up.
