@@ -1,5 +1,5 @@
 //! A file range mapped into our address space, unmapped when its last owner is gone.
-#![expect(unsafe_code, reason = "mmap and munmap of client memory")]
+#![expect(unsafe_code, reason = "mmap of client memory")]
 
 use std::{
     num::NonZeroUsize,
@@ -9,11 +9,12 @@ use std::{
 
 use rustix::{
     io::Errno,
-    mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap},
+    mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed},
 };
 
 use super::{
     Slice,
+    release::{Range, release},
     sigbus::{Registration, Torn},
 };
 
@@ -140,8 +141,7 @@ impl Drop for Mapping {
         self.registration = None;
         // SAFETY: the range was mapped by `new` and nobody else unmaps it; whoever holds a pointer into it holds an
         // `Arc` of this mapping, so there is none left.
-        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len.get()) };
-        debug_assert!(unmapped.is_ok(), "munmap of an own mapping: {unmapped:?}");
+        release(unsafe { Range::new(self.base, self.len) });
     }
 }
 

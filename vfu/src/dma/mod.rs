@@ -9,6 +9,7 @@
 //! access, through [`Slice`].
 
 mod mapping;
+mod release;
 mod remote;
 mod sigbus;
 mod slice;
@@ -16,6 +17,7 @@ mod view;
 mod windows;
 
 pub use mapping::{Mapping, Protection};
+pub(crate) use release::start as start_releaser;
 pub use remote::{Ask, Order, Remote, Ticket};
 pub use slice::{Slice, Span};
 pub use view::{Fault, View};

@@ -5,7 +5,7 @@ use std::{cell::Cell, sync::Arc};
 
 use bdev::IoVec;
 
-use super::{Mapping, Slice, Span, Window, Windows, sigbus};
+use super::{Mapping, Slice, Span, Window, Windows, sigbus, windows::Snapshot};
 
 /// An address the device may not use like this: outside every window, behind a window without memory, or against the
 /// window's protection.
@@ -26,7 +26,7 @@ enum Access {
 /// queue takes a new snapshot ([`View::refresh`]) only when no request is in flight, or when nothing was unmapped.
 #[derive(Debug)]
 pub struct View {
-    windows: Arc<[Window]>,
+    snapshot: Snapshot,
     hint: Cell<usize>,
     generation: u64,
     removals: u64,
@@ -38,8 +38,8 @@ impl View {
     /// The windows as they are now.
     #[must_use]
     pub fn new(windows: &Windows) -> Self {
-        let (windows, generation, removals) = windows.snapshot_with_removals();
-        Self { windows, hint: Cell::new(0), generation, removals, torn: Cell::new((0, 0)) }
+        let (snapshot, generation, removals) = windows.snapshot_with_removals();
+        Self { snapshot, hint: Cell::new(0), generation, removals, torn: Cell::new((0, 0)) }
     }
 
     /// Takes the windows as they are now. The caller has no request in flight.
@@ -71,7 +71,7 @@ impl View {
 
     #[cold]
     fn count_torn(&self, count: u64) -> usize {
-        let mappings = self.windows.iter().filter_map(|window| window.mapping.as_ref());
+        let mappings = self.snapshot.windows.iter().filter_map(|window| window.mapping.as_ref());
         let torn = mappings.filter(|mapping| mapping.is_torn()).count();
         self.torn.set((count, torn));
         torn
@@ -81,8 +81,8 @@ impl View {
     #[must_use]
     pub fn is_remote(&self, address: u64, len: u64) -> bool {
         let last = address.saturating_add(len.saturating_sub(1));
-        let from = self.windows.partition_point(|window| window.last < address);
-        self.windows[from..]
+        let from = self.snapshot.position(address);
+        self.snapshot.windows[from..]
             .iter()
             .take_while(|window| window.start <= last)
             .any(|window| window.mapping.is_none())
@@ -96,7 +96,7 @@ impl View {
 
     #[inline]
     fn find(&self, address: u64) -> Result<&Window, Fault> {
-        if let Some(window) = self.windows.get(self.hint.get())
+        if let Some(window) = self.snapshot.windows.get(self.hint.get())
             && address >= window.start
             && address <= window.last
         {
@@ -107,8 +107,9 @@ impl View {
 
     #[cold]
     fn search(&self, address: u64) -> Result<&Window, Fault> {
-        let at = self.windows.partition_point(|window| window.last < address);
-        let window = self.windows.get(at).filter(|window| window.start <= address).ok_or(Fault(address))?;
+        let at = self.snapshot.position(address);
+        let window =
+            self.snapshot.windows.get(at).filter(|window| window.start <= address).ok_or(Fault(address))?;
         self.hint.set(at);
         Ok(window)
     }
@@ -121,7 +122,9 @@ impl View {
             Access::Read => window.protection.read,
             Access::Write => window.protection.write,
         };
-        let mapping = window.mapping.as_ref().filter(|mapping| allowed && !mapping.is_torn());
+        // While nothing was ever torn, whether this one is need not be looked up.
+        let is_torn = |mapping: &Mapping| sigbus::count() != 0 && mapping.is_torn();
+        let mapping = window.mapping.as_ref().filter(|mapping| allowed && !is_torn(mapping));
         let Some(mapping) = mapping else { return Err(Fault(address)) };
         let offset = (address - window.start) as usize;
         let len = len.min(mapping.len() - offset);

@@ -79,12 +79,42 @@ impl From<UnmapError> for Errno {
     }
 }
 
+/// The windows at one time, shared by all who took them.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    /// By start address; no two overlap.
+    pub(super) windows: Arc<[Window]>,
+    /// The last address of each, side by side: a search touches few cache lines.
+    lasts: Arc<[u64]>,
+}
+
+impl Snapshot {
+    fn of(windows: &[Window]) -> Self {
+        Self { windows: windows.into(), lasts: windows.iter().map(|window| window.last).collect() }
+    }
+
+    /// The first window that does not end before `address`; their number if all do.
+    #[inline]
+    pub(super) fn position(&self, address: u64) -> usize {
+        let lasts = &self.lasts[..];
+        let (mut from, mut len) = (0, lasts.len());
+        // Four parts at a time, and no branch that depends on the address: it could not be predicted.
+        while len > 4 {
+            let part = len / 4;
+            let step = |nth: usize| if lasts[from + nth * part - 1] < address { part } else { 0 };
+            from += step(1) + step(2) + step(3);
+            len -= 3 * part;
+        }
+        from + lasts[from..from + len].iter().map(|&last| usize::from(last < address)).sum::<usize>()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     /// By start address; no two overlap.
     windows: Vec<Window>,
     /// What [`Windows::snapshot`] hands out until the next change. Made on demand: a burst of maps copies once.
-    snapshot: Option<Arc<[Window]>>,
+    snapshot: Option<Snapshot>,
     /// Counts changes; see [`Windows::generation`].
     generation: u64,
     /// Counts unmaps.
@@ -174,16 +204,16 @@ impl Windows {
     /// The windows as they are now, and the count of changes that led there.
     #[must_use]
     pub fn snapshot(&self) -> (Arc<[Window]>, u64) {
-        let (windows, generation, _) = self.snapshot_with_removals();
-        (windows, generation)
+        let (snapshot, generation, _) = self.snapshot_with_removals();
+        (snapshot.windows, generation)
     }
 
     /// As [`Self::snapshot`], and the count of unmaps until now.
     #[must_use]
-    pub(super) fn snapshot_with_removals(&self) -> (Arc<[Window]>, u64, u64) {
+    pub(super) fn snapshot_with_removals(&self) -> (Snapshot, u64, u64) {
         self.with(|inner| {
-            let windows = inner.snapshot.get_or_insert_with(|| inner.windows.as_slice().into()).clone();
-            (windows, inner.generation, inner.removals)
+            let snapshot = inner.snapshot.get_or_insert_with(|| Snapshot::of(&inner.windows)).clone();
+            (snapshot, inner.generation, inner.removals)
         })
     }
 
@@ -221,6 +251,18 @@ mod tests {
 
     fn bare(windows: &Windows, start: u64, size: u64) -> Result<(), MapError> {
         windows.map(start, size, BOTH, None)
+    }
+
+    #[test]
+    fn position_is_that_of_the_first_window_that_does_not_end_before_the_address() {
+        for len in 0..150 {
+            let lasts: Arc<[u64]> = (0..len).map(|nth| nth * 10 + 5).collect();
+            let snapshot = Snapshot { windows: Arc::new([]), lasts: Arc::clone(&lasts) };
+            for address in 0..len * 10 + 10 {
+                let expected = lasts.partition_point(|&last| last < address);
+                assert_eq!(snapshot.position(address), expected, "{address} among {len}");
+            }
+        }
     }
 
     #[test]

@@ -86,6 +86,11 @@ impl Messages {
         self.twin.is_none() && !self.outstanding.is_empty()
     }
 
+    /// Whether one more command may wait for its answer.
+    pub(super) fn has_room(&self) -> bool {
+        self.outstanding.len() < OUTSTANDING_MAX
+    }
+
     /// Gives up on everything under way.
     pub(super) fn fail_all(&mut self) {
         self.outstanding.clear();
@@ -94,7 +99,7 @@ impl Messages {
     /// Sends what queues ask for, and takes what came on the twin socket. True if something moved.
     pub(super) fn relay(&mut self, remote: &Remote, here: &mut Sender) -> Result<bool, End> {
         let mut moved = false;
-        while self.outstanding.len() < OUTSTANDING_MAX {
+        while self.has_room() {
             let Some(order) = remote.next_order() else { break };
             let sender = self.twin.as_mut().map_or(&mut *here, |twin| &mut twin.sender);
             push(&order.ask, self.next_id, self.layout, sender);

@@ -200,6 +200,7 @@ impl EndpointHandle {
 /// # Errors
 /// The reactor's, when it is overloaded with messages or stopping; the socket is then removed again.
 pub fn start(spec: Spec) -> Result<EndpointHandle, reactor::SendError> {
+    crate::dma::start_releaser();
     let shared = Arc::new(Shared {
         state: Mutex::new((State::Listening, Vec::new())),
         questions: Mutex::default(),
@@ -406,7 +407,8 @@ impl Poller for Endpoint {
         let goes_on = match &self.phase {
             Phase::Stopping => settled,
             Phase::Serving(session) => {
-                (settled && session.is_waiting()) || self.function.bus().remote.has_orders()
+                (settled && session.is_waiting())
+                    || (session.has_room() && self.function.bus().remote.has_orders())
             }
             Phase::Listening => false,
         };

@@ -200,6 +200,11 @@ impl Session {
         self.waiting.is_some()
     }
 
+    /// Whether one more DMA message may go out; without room the next answer wakes us.
+    pub(super) fn has_room(&self) -> bool {
+        self.messages.has_room()
+    }
+
     /// Receives one message. `holds`: it is not the time for commands.
     fn next(
         &mut self,
@@ -387,7 +392,9 @@ impl Session {
     }
 }
 
-/// Whether the answer does not promise that the device is done: a write that a driver looks after itself.
+/// Whether the answer does not promise that the device is done: a write that a driver looks after itself, and
+/// interrupts, which are set up before queues follow.
 fn may_be_answered_early(waiting: &Waiting) -> bool {
-    matches!(waiting.rest, Rest::Outcome(_)) && waiting.header.command == Command::REGION_WRITE
+    matches!(waiting.rest, Rest::Outcome(_))
+        && matches!(waiting.header.command, Command::REGION_WRITE | Command::DEVICE_SET_IRQS)
 }

@@ -1,13 +1,22 @@
 //! An endpoint on a reactor that is driven by hand, with a device that does what a test wants.
 
-use std::sync::atomic::AtomicUsize;
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    sync::atomic::AtomicUsize,
+};
 
 use reactor::{Clock, CoreMask, Group, Mode, Pass, Reactor, ReactorConfig};
+use zerocopy::IntoBytes;
 
 use super::*;
 use crate::{
     device::Mappable,
     pci::{Identity, Layout},
+    wire::{
+        spec::{Command, HEADER_LEN, Header},
+        version,
+    },
 };
 
 /// Counts how often it was asked.
@@ -119,4 +128,45 @@ fn endpoint_that_is_deleted_in_its_sleep_goes() {
 
     assert!(gone.load(Ordering::Relaxed) && !path.exists());
     assert_eq!(endpoint.state(), State::Gone);
+}
+
+/// A command without data behind its fixed part.
+fn command(command: Command, payload: &[u8]) -> Vec<u8> {
+    let message_size = u32::try_from(HEADER_LEN + payload.len()).unwrap();
+    [Header { command, message_size, ..Header::default() }.as_bytes(), payload].concat()
+}
+
+/// Everything that the server has sent and nobody has read.
+fn take_all(client: &mut UnixStream) -> usize {
+    let mut bytes = [0; 65536];
+    client.read(&mut bytes).unwrap_or(0)
+}
+
+#[test]
+fn flood_of_messages_is_taken_a_part_at_a_time() {
+    const REPLY_LEN: usize = HEADER_LEN + 16;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let (clock, _hand) = Clock::fake();
+    let mut reactor =
+        Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(0, clock) }).unwrap();
+    let _endpoint = start_on(&reactor, &path, &Arc::default());
+    until_asleep(&mut reactor);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
+    until_asleep(&mut reactor);
+    assert_ne!(take_all(&mut client), 0);
+
+    let info = [16_u32.to_ne_bytes(), [0; 4], [0; 4], [0; 4]].concat();
+    client.write_all(&command(Command::DEVICE_GET_INFO, &info).repeat(100)).unwrap();
+    let passes: Vec<usize> = (0..6)
+        .map(|_| {
+            reactor.poll_once();
+            take_all(&mut client) / REPLY_LEN
+        })
+        .collect();
+
+    // The last answer of a full pass goes out with the next.
+    assert_eq!(passes, [31, 32, 32, 5, 0, 0]);
 }

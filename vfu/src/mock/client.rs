@@ -2,8 +2,8 @@
 //!
 //! Drivers and tests are the callers. A server that does not answer is an error after a while, never a hang. The
 //! receive and send state machines are the server's own ([`crate::wire::frame`]); what travels is checked anew here.
-//! Server-to-client DMA messages are refused: this guest's memory is always mappable. Connection and framing are here,
-//! the commands in `commands`.
+//! Server-to-client DMA messages are refused here: a guest's memory is mappable, or its twin socket is for that
+//! ([`Client::connect_private`]). Connection and framing are here, the commands in `commands`.
 
 mod commands;
 
@@ -24,6 +24,7 @@ use rustix::{
 
 pub use commands::RegionDetail;
 
+use super::{memory::Memory, private::Private};
 use crate::wire::{
     frame::{FrameError, Received, Receiver, Sender},
     spec::{Command, HEADER_LEN, Header, flags},
@@ -105,9 +106,33 @@ pub struct Client {
     next_id: u16,
     timeout: Duration,
     capabilities: Capabilities,
+    /// Its guest's memory is not shared.
+    private: Option<Private>,
 }
 
 impl Client {
+    /// Connects for a guest whose `memory` is not shared: windows are offered without a file, and a thread answers what
+    /// the server asks on the twin socket.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn connect_private(path: &Path, memory: &Memory) -> Result<Self, ClientError> {
+        let mut client = Self::connect_raw(path)?;
+        let mut answer = client.hello(Some(0))?;
+        let twin = answer
+            .fds
+            .pop()
+            .ok_or(ClientError::Malformed { command: Command::VERSION.0, what: "has no twin socket" })?;
+        client.private = Some(Private::serve(twin, memory).map_err(ClientError::Socket)?);
+        Ok(client)
+    }
+
+    /// DMA messages of the server that were answered.
+    #[must_use]
+    pub fn dma_messages(&self) -> u64 {
+        self.private.as_ref().map_or(0, Private::answered)
+    }
+
     /// Connects, and agrees on the version.
     ///
     /// # Errors
@@ -132,6 +157,7 @@ impl Client {
             next_id: 0,
             timeout: DEFAULT_TIMEOUT,
             capabilities: Capabilities::default(),
+            private: None,
         })
     }
 
@@ -140,9 +166,14 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn negotiate(&mut self) -> Result<(), ClientError> {
-        let answer = self.request(Command::VERSION, &[&version::encode(version::MINOR, None)], Vec::new())?;
+        self.hello(None).map(drop)
+    }
+
+    fn hello(&mut self, twin_socket: Option<u32>) -> Result<Message, ClientError> {
+        let hello = version::encode(version::MINOR, twin_socket);
+        let answer = self.request(Command::VERSION, &[&hello], Vec::new())?;
         self.capabilities = version::decode(&answer.payload)?.capabilities;
-        Ok(())
+        Ok(answer)
     }
 
     /// What the server can do.

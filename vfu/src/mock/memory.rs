@@ -58,19 +58,27 @@ impl Memory {
         let file = memfd_create("guest", MemfdFlags::CLOEXEC)?;
         let mut offset = regions.iter().map(|(_, len)| len).sum();
         ftruncate(&file, offset)?;
-        let (windows, mut placed) = (Windows::default(), Vec::new());
-        let protection = Protection { read: true, write: true };
-        for &(address, len) in regions {
+        let placed = regions.iter().map(|&(address, len)| {
             offset -= len;
-            windows.map(
-                address,
-                len,
-                protection,
-                Some((file.try_clone().map_err(|_limit| Errno::MFILE)?, offset)),
-            )?;
-            placed.push(Region { address, len, offset });
+            Region { address, len, offset }
+        });
+        Self::over(file, placed.collect())
+    }
+
+    fn over(file: OwnedFd, regions: Vec<Region>) -> Result<Self, Errno> {
+        let windows = Windows::default();
+        let protection = Protection { read: true, write: true };
+        for &Region { address, len, offset } in &regions {
+            let file = file.try_clone().map_err(|_limit| Errno::MFILE)?;
+            windows.map(address, len, protection, Some((file, offset)))?;
         }
-        Ok(Self { file, regions: placed, view: View::new(&windows), used: 0 })
+        Ok(Self { file, regions, view: View::new(&windows), used: 0 })
+    }
+
+    /// The same RAM, for another thread; nothing of it is handed out there.
+    pub(super) fn reopen(&self) -> Result<Self, Errno> {
+        let file = self.file.try_clone().map_err(|_limit| Errno::MFILE)?;
+        Self::over(file, self.regions.clone())
     }
 
     /// The regions, as they were asked for.

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod nvme;
 pub mod packed;
 pub mod pci;
+mod private;
 pub mod ring;
 pub mod scsi;
 pub mod server;

@@ -180,7 +180,29 @@ impl<R: DriverRing> ScsiDriver<R> {
         if room > 0 {
             buffers.push(Buffer::writable(at(IN_AT), room));
         }
-        self.rings[2].add(&buffers).expect("nothing else is in flight");
+        self.exchange(&buffers, room)
+    }
+
+    /// Runs a command whose data are in memory of the caller's own, which the device reads or writes.
+    ///
+    /// # Errors
+    /// See [`DriverError`].
+    ///
+    /// # Panics
+    /// When the device does not answer.
+    pub fn run_over(&mut self, lun: [u8; 8], cdb: &[u8], data: Buffer) -> Result<Answer, DriverError> {
+        let mut header = CommandHeader::new_zeroed();
+        header.lun = lun;
+        header.cdb[..cdb.len()].copy_from_slice(cdb);
+        self.page.slice().copy_from(0, header.as_bytes());
+        let header = Buffer::readable(self.page_at, size_of::<CommandHeader>() as u32);
+        let response = Buffer::writable(self.page_at + RESPONSE_AT as u64, RESPONSE_LEN as u32);
+        let buffers = if data.device_writes { [header, response, data] } else { [header, data, response] };
+        self.exchange(&buffers, 0)
+    }
+
+    fn exchange(&mut self, buffers: &[Buffer], room: u32) -> Result<Answer, DriverError> {
+        self.rings[2].add(buffers).expect("nothing else is in flight");
         self.kick(2, OWN_QUEUES)?;
         let used = self.wait(2)?.expect("an answer within the timeout");
         let mut bytes = [0; RESPONSE_LEN];

@@ -9,9 +9,8 @@ use super::{
     control::{FALLBACK_PERIOD, QueueControl, QueueState},
     device::{Handler, MakeHandler, Verdict},
     moderation::{Moderation, Moderator},
-    queue::{ActivateError, Chain, Position, QueueConfig, Ring, RingError, RingLayout},
+    queue::{ActivateError, Chain, Format, Position, QueueConfig, Ring, RingError, RingLayout},
     remote::{Ended, RemoteQueue},
-    spec::feature,
 };
 use crate::{
     device::Bus,
@@ -64,6 +63,14 @@ pub(super) fn start<R: Ring + 'static, H: Handler>(
             Box::new(owner)
         });
     }))
+}
+
+/// What one pass took off a ring.
+#[derive(Default)]
+struct Taken {
+    chains: u32,
+    /// How many of them are done already.
+    done: u32,
 }
 
 /// What an owner is made of.
@@ -194,12 +201,11 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         self.signal.raise();
     }
 
-    /// Takes chains off `pending` entries. How many, and how many of them are done already.
+    /// Takes chains off `pending` entries, and counts them in `taken`. An error ends it: what was taken before stands.
     #[inline]
-    fn take(&mut self, mut pending: u16, laps: &mut impl Laps) -> Result<(u32, u32), RingError> {
-        let Some(ring) = &mut self.ring else { return Ok((0, 0)) };
-        let (mut taken, mut done) = (0, 0);
-        while pending > 0 && taken < CHAINS_PER_PASS {
+    fn take(&mut self, mut pending: u16, taken: &mut Taken, laps: &mut impl Laps) -> Result<(), RingError> {
+        let Some(ring) = &mut self.ring else { return Ok(()) };
+        while pending > 0 && taken.chains < CHAINS_PER_PASS {
             ring.pop(&self.view, &mut self.chain)?;
             let id = self.chain.id();
             if self.handler.is_in_flight(id) {
@@ -210,7 +216,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                 Verdict::Done(len) => {
                     ring.advance(&self.chain);
                     ring.push_used(id, len);
-                    done += 1;
+                    taken.done += 1;
                 }
                 Verdict::InFlight => ring.advance(&self.chain),
                 Verdict::Full => break,
@@ -218,9 +224,9 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             }
             laps.lap(Stage::Submit);
             pending = pending.saturating_sub(self.chain.entries());
-            taken += 1;
+            taken.chains += 1;
         }
-        Ok((taken, done))
+        Ok(())
     }
 
     /// Follows a change. Nothing new is taken until what is in flight has finished, so that whoever waits for the
@@ -252,22 +258,19 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if let Some(remote) = &mut self.remote {
             self.remote_epoch = epoch;
             remote.stop();
-            if self.control.is_stopping() && !remote.is_writing() {
-                // What the chain under way has read is dropped: a client that waits for this stop may answer nothing
-                // before (QEMU's processor waits with the lock that its DMA needs).
-                self.end_remote(Ended::Stopped);
-                return self.end(QueueState::Stopped);
-            }
-            match remote.go_on() {
+            // A client that waits for this change may answer nothing before (QEMU's processor waits with the lock that its
+            // DMA needs). So what was read is dropped, to be read again; only what is being written is waited for.
+            let ended = if remote.is_writing() { remote.go_on() } else { Some(Ended::Stopped) };
+            match ended {
                 None => return self.serve_remote(),
                 Some(ended) => self.end_remote(ended),
             }
         }
-        if self.is_broken {
-            return self.end(QueueState::Failed);
-        }
         if let Some(ring) = self.ring.take() {
             self.position = ring.position();
+        }
+        if self.is_broken {
+            return self.end(QueueState::Failed);
         }
         if self.control.is_stopping() {
             return self.end(QueueState::Stopped);
@@ -311,18 +314,20 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     }
 
     fn is_remote(&self) -> bool {
-        let QueueConfig { size, desc, driver, device, features } = self.layout.config();
+        let QueueConfig { size, desc, driver, device, .. } = self.layout.config();
         let entries = u64::from(size);
-        features & feature::RING_PACKED == 0
-            && self.view.is_remote(desc, 16 * entries)
-            && self.view.is_remote(driver, 6 + 2 * entries)
-            && self.view.is_remote(device, 6 + 8 * entries)
+        let [driver_len, device_len] = match self.layout.format() {
+            Format::Split => [6 + 2 * entries, 6 + 8 * entries],
+            Format::Packed => [4, 4],
+        };
+        self.view.is_remote(desc, 16 * entries)
+            && self.view.is_remote(driver, driver_len)
+            && self.view.is_remote(device, device_len)
     }
 
     #[cold]
     fn start_remote(&mut self) {
-        let made =
-            RemoteQueue::new(&self.name, &self.bus, self.layout.config(), self.position, self.waker.clone());
+        let made = RemoteQueue::new(&self.name, &self.bus, self.layout, self.position, self.waker.clone());
         match made {
             Ok(remote) => self.remote = Some(remote),
             Err(error) => {
@@ -334,6 +339,9 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     fn end_remote(&mut self, ended: Ended) {
         if let Some(remote) = self.remote.take() {
             self.position = remote.position();
+            if remote.owes_interrupt() {
+                self.raise();
+            }
         }
         // A client that is gone, or that took its memory back, refuses too; then the queue is about to stop anyway.
         self.is_broken |= ended == Ended::Broken && !self.control.is_stopping();
@@ -378,13 +386,13 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         Work::Done
     }
 
-    /// The driver broke the ring: nothing more is taken, and the queue ends when what is in flight has finished.
+    /// The driver broke the ring: nothing more is taken. What was taken is given back as ever, `done` of it now, and
+    /// the queue ends when nothing is in flight.
     #[cold]
-    fn broken(&mut self, error: RingError) -> Work {
+    fn broken(&mut self, error: RingError, done: u32, now: Tick) -> Work {
         tracing::warn!(queue = self.name, %error, "the driver broke its ring; the device needs a reset");
-        self.handler.kick();
-        self.position = self.ring.take().map_or(self.position, |ring| ring.position());
         self.is_broken = true;
+        self.complete(done, now, &mut Untimed);
         Work::Busy
     }
 
@@ -392,11 +400,11 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     #[inline]
     fn pass(&mut self, now: Tick, laps: &mut impl Laps) -> Work {
         self.handler.set_now(now.raw());
-        let accepting = self.handler.is_accepting();
+        let accepting = self.handler.is_accepting() && !self.is_broken;
         let pending = match &mut self.ring {
             Some(ring) if accepting => match ring.pending() {
                 Ok(pending) => pending,
-                Err(error) => return self.broken(error),
+                Err(error) => return self.broken(error, 0, now),
             },
             _ => 0,
         };
@@ -412,19 +420,18 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             }
             return self.serve_remote();
         }
-        let mut done = 0;
+        let mut taken = Taken::default();
         if pending > 0 {
-            let taken;
-            (taken, done) = match self.take(pending, laps) {
-                Ok(taken) => taken,
-                Err(error) => return self.broken(error),
-            };
-            if taken > 0 {
+            let outcome = self.take(pending, &mut taken, laps);
+            if taken.chains > 0 {
                 let requests = &self.control.counters().requests;
-                requests.store(requests.load(Ordering::Relaxed) + u64::from(taken), Ordering::Relaxed);
-                laps.count(taken, 0);
+                requests.store(requests.load(Ordering::Relaxed) + u64::from(taken.chains), Ordering::Relaxed);
+                laps.count(taken.chains, 0);
                 self.handler.kick();
                 laps.lap(Stage::Backend);
+            }
+            if let Err(error) = outcome {
+                return self.broken(error, taken.done, now);
             }
         }
         if self.moderator.as_mut().is_some_and(|moderator| moderator.is_due(now)) {
@@ -433,7 +440,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if pending == 0 && self.handler.in_flight() == 0 {
             return Work::Idle;
         }
-        if self.complete(done, now, laps) || pending > 0 { Work::Busy } else { Work::Idle }
+        if self.complete(taken.done, now, laps) || pending > 0 { Work::Busy } else { Work::Idle }
     }
 
     /// A pass whose stages are timed.
@@ -473,7 +480,7 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
             return Park::Wait;
         }
         let mut until = self.moderator.as_ref().and_then(Moderator::deadline);
-        if let Some(ring) = self.ring.as_mut().filter(|_| self.handler.is_accepting())
+        if let Some(ring) = self.ring.as_mut().filter(|_| self.handler.is_accepting() && !self.is_broken)
             && ring.enable_kicks()
         {
             ring.disable_kicks();

@@ -160,8 +160,28 @@ fn head_that_is_in_flight_already() {
 
     assert!(guest.wait_interrupt(0, PATIENCE));
     assert_ne!(guest.transport.status().unwrap() & device_status::NEEDS_RESET, 0);
+    let done = guest.queues[0].poll().unwrap().expect("what was in flight is given back");
+    assert_eq!((done.status, done.len), (status::OK, 513));
     guest.start().unwrap();
     assert!(guest.read(0, 0, 512).unwrap() == [0xa5; 512]);
+}
+
+#[test]
+fn chains_before_the_one_that_breaks_the_ring_are_given_back() {
+    needs_reset_after(|guest| {
+        // The first is answered on the spot, the second by the bdev; all three are there in one pass.
+        guest.queues[0].submit(Io { kind: kind::GET_ID, sector: 0, len: 20 }).unwrap();
+        guest.queues[0].submit(Io { kind: kind::IN, sector: 0, len: 512 }).unwrap();
+        guest.queues[0].publish_quietly();
+        guest.queues[0].ring().poke(Poke::Head(0x8000));
+        guest.queues[0].ring().poke(Poke::Advance(1));
+        guest.transport.kick(0).unwrap();
+        eventually("both come back", || guest.queues[0].ring().used_index() == 3);
+        for len in [21, 513] {
+            let done = guest.queues[0].poll().unwrap().unwrap();
+            assert_eq!((done.status, done.len), (status::OK, len));
+        }
+    });
 }
 
 #[test]

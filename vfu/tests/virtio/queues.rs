@@ -64,9 +64,9 @@ fn feature_sets() -> impl Iterator<Item = u64> {
         .map(|set| BITS.iter().enumerate().filter(|(at, _)| set & 1 << at != 0).map(|(_, bit)| bit).sum())
 }
 
-fn with_every_feature<R: DriverRing>() {
-    let mut rig = Rig::new(1);
-    rig.serve(1, 64, ALL);
+fn with_every_feature<R: DriverRing>(is_private: bool) {
+    let mut rig = Rig::with_malloc(1);
+    rig.serve_rings(1, 64, ALL);
     for features in feature_sets() {
         let indirect = features & feature::INDIRECT_DESC != 0;
         let options = BlkOptions {
@@ -77,27 +77,38 @@ fn with_every_feature<R: DriverRing>() {
             max_io: 8192,
             ..BlkOptions::default()
         };
-        let mut guest = rig.guest::<R>(options);
+        let mut guest = if is_private { rig.private_driver::<R>(options) } else { rig.driver(options) };
         assert_eq!(guest.features() & features, features, "what was asked for was offered");
         exercise(&mut guest);
+        assert_eq!(guest.transport.client.dma_messages() > 0, is_private);
     }
 }
 
 #[test]
+fn split_ring_in_memory_that_is_not_shared_works_with_every_set_of_features() {
+    with_every_feature::<SplitDriver>(true);
+}
+
+#[test]
+fn packed_ring_in_memory_that_is_not_shared_works_with_every_set_of_features() {
+    with_every_feature::<PackedDriver>(true);
+}
+
+#[test]
 fn split_ring_works_with_every_set_of_features() {
-    with_every_feature::<SplitDriver>();
+    with_every_feature::<SplitDriver>(false);
 }
 
 #[test]
 fn packed_ring_works_with_every_set_of_features() {
-    with_every_feature::<PackedDriver>();
+    with_every_feature::<PackedDriver>(false);
 }
 
 #[test]
 fn rings_of_every_size_from_2_to_32768_work() {
     for size in [2, 4, 64, 128, 1024, 32768] {
-        let mut rig = Rig::new(1);
-        rig.serve(1, size, ALL);
+        let mut rig = Rig::with_malloc(1);
+        rig.serve_rings(1, size, ALL);
         let chains = Chains::Indirect;
         let options =
             BlkOptions { ring_size: size, chains, max_io: 8192, max_buffer: 4096, ..BlkOptions::default() };
@@ -110,37 +121,37 @@ fn rings_of_every_size_from_2_to_32768_work() {
 
 #[test]
 fn packed_ring_need_not_be_a_power_of_two() {
-    let mut rig = Rig::new(1);
-    rig.serve(1, 128, ALL);
-    exercise(&mut rig.guest::<PackedDriver>(BlkOptions { ring_size: 100, ..BlkOptions::default() }));
+    let mut rig = Rig::with_malloc(1);
+    rig.serve_rings(1, 128, ALL);
+    exercise(&mut rig.driver::<PackedDriver>(BlkOptions { ring_size: 100, ..BlkOptions::default() }));
 }
 
 #[test]
 fn sixty_four_queues_on_two_reactors_all_work() {
-    let mut rig = Rig::new(2);
-    rig.serve(64, 16, ALL);
+    let mut rig = Rig::with_malloc(2);
+    rig.serve_rings(64, 16, ALL);
     let options =
         BlkOptions { queues: 64, ring_size: 16, max_io: 8192, interrupts: true, ..BlkOptions::default() };
-    exercise(&mut rig.guest::<SplitDriver>(options));
-    exercise(&mut rig.guest::<PackedDriver>(options));
+    exercise(&mut rig.driver::<SplitDriver>(options));
+    exercise(&mut rig.driver::<PackedDriver>(options));
 }
 
 #[test]
 fn packed_rings_are_offered_only_where_they_were_asked_for() {
-    let mut rig = Rig::new(1);
-    rig.serve(1, 64, TransportOptions::default());
-    let mut guest = rig.guest::<SplitDriver>(BlkOptions::default());
+    let mut rig = Rig::with_malloc(1);
+    rig.serve_rings(1, 64, TransportOptions::default());
+    let mut guest = rig.driver::<SplitDriver>(BlkOptions::default());
     let offered = guest.transport.device_features().unwrap();
     assert_eq!(offered & (feature::RING_PACKED | feature::IN_ORDER), 0);
 }
 
 #[test]
 fn queue_that_was_reset_works_again_and_its_neighbour_never_stops() {
-    let mut rig = Rig::new(1);
-    rig.serve(2, 64, ALL);
+    let mut rig = Rig::with_malloc(1);
+    rig.serve_rings(2, 64, ALL);
     let options =
         BlkOptions { queues: 2, features: feature::RING_RESET | feature::EVENT_IDX, ..BlkOptions::default() };
-    let mut guest = rig.guest::<PackedDriver>(options);
+    let mut guest = rig.driver::<PackedDriver>(options);
     guest.write(0, 0, &pattern(4096, 1)).unwrap();
 
     guest.transport.reset_queue(0).unwrap();
@@ -158,7 +169,7 @@ fn queue_that_was_reset_works_again_and_its_neighbour_never_stops() {
 
 /// Brings a disk up to the point where its queue is set up, and lets the caller say where.
 fn with_queue(rig: &Rig, features: u64, size: u16, areas: Areas) -> BlkDriver<SplitDriver> {
-    let mut guest = rig.guest::<SplitDriver>(BlkOptions { interrupts: true, ..BlkOptions::default() });
+    let mut guest = rig.driver::<SplitDriver>(BlkOptions { interrupts: true, ..BlkOptions::default() });
     let transport = &mut guest.transport;
     transport.reset().unwrap();
     transport.function.enable(&mut transport.client).unwrap();
@@ -172,8 +183,8 @@ fn with_queue(rig: &Rig, features: u64, size: u16, areas: Areas) -> BlkDriver<Sp
 
 #[test]
 fn queue_that_cannot_be_asks_for_a_reset_and_tells_the_driver() {
-    let mut rig = Rig::new(1);
-    rig.serve(1, 64, ALL);
+    let mut rig = Rig::with_malloc(1);
+    rig.serve_rings(1, 64, ALL);
     let areas = Areas { desc: DEFAULT_BASE, driver: DEFAULT_BASE + 0x1000, device: DEFAULT_BASE + 0x2000 };
     let cases = [
         (0, 48, areas),
@@ -193,9 +204,9 @@ fn queue_that_cannot_be_asks_for_a_reset_and_tells_the_driver() {
 
 #[test]
 fn packed_ring_whose_chain_never_ends_asks_for_a_reset_and_the_next_driver_finds_it_well() {
-    let mut rig = Rig::new(1);
-    rig.serve(1, 16, ALL);
-    let mut guest = rig.guest::<PackedDriver>(BlkOptions { interrupts: true, ..BlkOptions::default() });
+    let mut rig = Rig::with_malloc(1);
+    rig.serve_rings(1, 16, ALL);
+    let mut guest = rig.driver::<PackedDriver>(BlkOptions { interrupts: true, ..BlkOptions::default() });
     let at = DEFAULT_BASE;
     for slot in (0..16).rev() {
         let entry = PackedDesc { addr: at, len: 16, id: 0, flags: desc::NEXT | desc::AVAIL };
@@ -212,10 +223,10 @@ fn packed_ring_whose_chain_never_ends_asks_for_a_reset_and_the_next_driver_finds
 
 #[test]
 fn moderated_interrupt_comes_once_for_many_requests_and_the_last_is_not_forgotten() {
-    let mut rig = Rig::new(1);
+    let mut rig = Rig::with_malloc(1);
     let moderation = Moderation { completions: 16, time: Duration::from_millis(5) };
-    rig.serve(1, 64, TransportOptions { moderation: Some(moderation), ..ALL });
-    let mut guest = rig.guest::<SplitDriver>(BlkOptions {
+    rig.serve_rings(1, 64, TransportOptions { moderation: Some(moderation), ..ALL });
+    let mut guest = rig.driver::<SplitDriver>(BlkOptions {
         interrupts: true,
         features: 0,
         max_io: 4096,

@@ -1,16 +1,17 @@
 //! virtio-scsi: what the units say of themselves, what their commands do, and targets that come and go.
 
-use std::sync::Arc;
+use std::{os::fd::AsFd, sync::Arc};
 
 use bdev::{Access, Op};
 use reactor::{CoreMask, Group, Handle};
 use vfu::{
+    dma::Protection,
     endpoint::{self, Listener, Spec},
     mock::{
         client::Client,
         memory::Memory,
         packed::PackedDriver,
-        ring::DriverRing,
+        ring::{Buffer, DriverRing},
         scsi::{Answer, ScsiDriver, lun},
         split::SplitDriver,
     },
@@ -37,7 +38,7 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let mut rig = Rig::new(2);
+        let mut rig = Rig::with_malloc(2);
         let targets = Targets::default();
         serve(&mut rig, "scsi", &targets);
         Self { rig, targets, table: ReservationTable::default() }
@@ -268,4 +269,52 @@ fn reservation_of_one_endpoint_shuts_the_other_out_of_the_same_bdev() {
     good(&mut one, &write, &[0; 512], 0);
     assert_eq!(good(&mut two, &[0x5e, 0, 0, 0, 0, 0, 0, 0, 255, 0], &[], 255)[15], 1, "the key can be read");
     assert_eq!(*seen.lock().unwrap(), [(Op::Write { fua: false }, 0, 1)]);
+}
+
+#[test]
+fn command_whose_memory_is_taken_away_fails_and_the_next_works() {
+    const ELSEWHERE: u64 = 0x40_0000_0000;
+    let host = Host::new();
+    host.add(0, "Malloc0");
+    let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 0x10000).unwrap();
+    let mut client = Client::connect(&host.rig.path("scsi")).unwrap();
+    let both = Protection { read: true, write: true };
+    client.dma_map(ELSEWHERE, 0x10000, both, Some((file.as_fd(), 0))).unwrap();
+    let mut driver: ScsiDriver<SplitDriver> =
+        ScsiDriver::new(client, Memory::new(8 << 20).unwrap(), 0).unwrap();
+    let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0];
+    let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0];
+    let from = Buffer::readable(ELSEWHERE, 4096);
+    driver.run(lun(0, 0), &[0; 6], &[], 0).unwrap();
+    assert_eq!(driver.run_over(lun(0, 0), &write, from).unwrap().status, status::GOOD);
+
+    rustix::fs::ftruncate(&file, 0).unwrap();
+    let torn = driver.run_over(lun(0, 0), &write, from).unwrap();
+    let later = driver.run_over(lun(0, 0), &read, Buffer::writable(ELSEWHERE, 4096)).unwrap();
+
+    assert_eq!((torn.response, torn.status), (response::OK, status::CHECK_CONDITION));
+    assert_eq!(later.response, response::FAILURE, "nothing goes through a torn window");
+    good(&mut driver, &write, &pattern(4096, 1), 0);
+    assert!(good(&mut driver, &read, &[], 4096) == pattern(4096, 1));
+}
+
+fn works_in_private_memory<R: DriverRing>() {
+    let host = Host::new();
+    host.add(0, "Malloc0");
+    let memory = Memory::new(8 << 20).unwrap();
+    let client = Client::connect_private(&host.rig.path("scsi"), &memory).unwrap();
+    let mut driver: ScsiDriver<R> = ScsiDriver::new(client, memory, 0).unwrap();
+    driver.run(lun(0, 0), &[0; 6], &[], 0).unwrap();
+
+    good(&mut driver, &[0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0], &pattern(4096, 5), 0);
+
+    assert!(good(&mut driver, &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], &[], 4096) == pattern(4096, 5));
+    assert_eq!(driver.manage(tmf::LOGICAL_UNIT_RESET, lun(0, 0)).unwrap(), response::OK);
+}
+
+#[test]
+fn every_queue_works_in_memory_that_is_not_shared() {
+    works_in_private_memory::<SplitDriver>();
+    works_in_private_memory::<PackedDriver>();
 }

@@ -76,7 +76,8 @@ impl Client {
     /// See [`ClientError`].
     pub fn map_region(&mut self, memory: &Memory, region: Region) -> Result<(), ClientError> {
         let protection = Protection { read: true, write: true };
-        self.dma_map(region.address, region.len, protection, Some((memory.file(), region.offset)))
+        let file = self.private.is_none().then(|| (memory.file(), region.offset));
+        self.dma_map(region.address, region.len, protection, file)
     }
 
     /// Offers all guest RAM.

@@ -7,6 +7,7 @@ mod packed;
 mod split;
 
 pub use chain::{Chain, Segment};
+pub(super) use packed::Cursor;
 pub use packed::PackedRing;
 pub use split::SplitRing;
 

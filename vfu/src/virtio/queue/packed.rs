@@ -26,13 +26,13 @@ const WRAP: u16 = 1 << 15;
 
 /// A place on the ring, and the wrap counter there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cursor {
+pub(in crate::virtio) struct Cursor {
     at: u16,
     wrap: bool,
 }
 
 impl Cursor {
-    fn new(position: u16, size: u16) -> Result<Self, ActivateError> {
+    pub(in crate::virtio) fn new(position: u16, size: u16) -> Result<Self, ActivateError> {
         let at = position & !WRAP;
         if at < size {
             Ok(Self { at, wrap: position & WRAP != 0 })
@@ -41,13 +41,42 @@ impl Cursor {
         }
     }
 
-    fn raw(self) -> u16 {
+    /// The entry.
+    pub(in crate::virtio) fn at(self) -> u16 {
+        self.at
+    }
+
+    /// Whether a descriptor with these flags is available here.
+    #[inline]
+    pub(in crate::virtio) fn is_available(self, flags: u16) -> bool {
+        (flags & desc::AVAIL != 0) == self.wrap && (flags & desc::USED != 0) != self.wrap
+    }
+
+    /// The flags that mark a chain as used here. The length counts only together with WRITE (virtio 1.2, 2.8.6).
+    #[inline]
+    pub(in crate::virtio) fn used_flags(self, written: u32) -> u16 {
+        let write = if written > 0 { desc::WRITE } else { 0 };
+        write | if self.wrap { desc::AVAIL | desc::USED } else { 0 }
+    }
+
+    /// Whether one of the `count` descriptors before this one is that of an event offset.
+    #[inline]
+    pub(in crate::virtio) fn has_passed(self, event: u16, count: u16, size: u16) -> bool {
+        let mut at = event & !WRAP;
+        if (event & WRAP != 0) != self.wrap {
+            at = at.wrapping_sub(size);
+        }
+        self.at.wrapping_sub(at).wrapping_sub(1) < count
+    }
+
+    /// As in a position.
+    pub(in crate::virtio) fn raw(self) -> u16 {
         self.at | if self.wrap { WRAP } else { 0 }
     }
 
     /// So many entries on, at most a whole round.
     #[inline]
-    fn after(self, entries: u16, size: u16) -> Self {
+    pub(in crate::virtio) fn after(self, entries: u16, size: u16) -> Self {
         // Both are at most 32,768, so the sum may need a bit more.
         let to = u32::from(self.at) + u32::from(entries);
         match u16::try_from(to.wrapping_sub(u32::from(size))) {
@@ -86,7 +115,7 @@ impl PackedRing {
     fn is_available(&self, cursor: Cursor) -> bool {
         // The driver stores these with release, after the rest of the descriptor; those of a chain's head come last.
         let flags = self.desc.slice().load_u16(usize::from(cursor.at) * DESC_LEN + FLAGS, Ordering::Acquire);
-        (flags & desc::AVAIL != 0) == cursor.wrap && (flags & desc::USED != 0) != cursor.wrap
+        cursor.is_available(flags)
     }
 
     /// Walks an indirect table: all of it, one after the other (virtio 1.2, 2.8.7).
@@ -124,9 +153,7 @@ impl PackedRing {
     #[inline]
     fn put(&mut self, id: u16, len: u32) {
         let at = usize::from(self.used.at) * DESC_LEN;
-        // The length counts only together with WRITE (virtio 1.2, 2.8.6).
-        let write = if len > 0 { desc::WRITE } else { 0 };
-        let flags = write | if self.used.wrap { desc::AVAIL | desc::USED } else { 0 };
+        let flags = self.used.used_flags(len);
         let table = self.desc.slice();
         if self.first.is_none() {
             table.write(at + RESULT, len);
@@ -149,17 +176,6 @@ impl PackedRing {
             self.put(id, len);
         }
         self.order = Some(order);
-    }
-
-    /// Whether the driver asked to be told of one of the last `count` descriptors.
-    #[inline]
-    fn passed(&self, event: u16, count: u16) -> bool {
-        let mut at = event & !WRAP;
-        if (event & WRAP != 0) != self.used.wrap {
-            at = at.wrapping_sub(self.size);
-        }
-        let new = self.used.at;
-        new.wrapping_sub(at).wrapping_sub(1) < count
     }
 
     /// One store: the driver never sees a part of it.
@@ -272,7 +288,7 @@ impl Ring for PackedRing {
         let event: EventSuppression = zerocopy::transmute!(word);
         match event.flags & event_flags::MASK {
             event_flags::DISABLE => false,
-            event_flags::DESC if self.event_idx => self.passed(event.position, count),
+            event_flags::DESC if self.event_idx => self.used.has_passed(event.position, count, self.size),
             _ => true,
         }
     }

@@ -89,6 +89,8 @@ struct Slot {
     residual: u32,
     written: u32,
     same: Option<Same>,
+    /// Torn windows when it started, see [`View::torn`].
+    torn: usize,
 }
 
 /// Handles the commands of one queue.
@@ -290,7 +292,9 @@ impl Commands {
         if !unit.nexus.may(modifies) {
             return Err(End::Conflict);
         }
-        let slot = Slot { place, target, kind: OpKind::Flush, residual: 0, written: 0, same: None };
+        // Before any channel may touch the memory.
+        let torn = view.torn();
+        let slot = Slot { place, target, kind: OpKind::Flush, residual: 0, written: 0, same: None, torn };
         self.start(&unit, command, slot, (into, out), (id, view))
     }
 
@@ -486,6 +490,7 @@ impl Commands {
     fn finish(&mut self, id: u16, ended: Status, view: &View, done: &mut dyn FnMut(u16, u32)) {
         let Some(slot) = self.slots[usize::from(id)].take() else { return };
         self.in_flight -= 1;
+        let ended = if view.torn() == slot.torn { ended } else { Status::IoError };
         let mut header = ResponseHeader { residual: slot.residual, ..ResponseHeader::default() };
         let mut written = slot.written;
         if ended == Status::Ok {
