@@ -52,6 +52,18 @@ fn data_is_still_there_after_the_guest_reboots_and_the_next_guest_finds_the_endp
 }
 
 #[test]
+fn guest_whose_memory_is_not_shared_verifies_its_data_by_the_pin() {
+    let target = target_with_disk(64, 512);
+    let guest = Guest::new("io.sh")
+        .arg("--private-ram")
+        .arg("--append")
+        .arg("pci=nomsi")
+        .disk(target.endpoint("vfu.0"))
+        .env("IRQ", "pin");
+    guest.run().unwrap().assert_passed();
+}
+
+#[test]
 fn guest_sees_the_device_it_was_given() {
     let target = target_with_disk(64, 512);
     let guest = Guest::new("identify.sh")

@@ -18,6 +18,11 @@ pub(super) const CASES: &[Case] = &[
     ours("small_transfers", "split by the client's max_data_xfer_size", small),
     ours("refused_by_the_client", "an error is an I/O error, the target lives", refused),
     ours("data_only", "shared rings, private data: the request fails, the next works", data_only),
+    ours(
+        "answers_wait_for_no_dma",
+        "a client that answers no DMA before its own command is answered (QEMU)",
+        deadlock,
+    ),
     ours("reset_between_messages", "a reset under way does not lock up the two", reset),
 ];
 
@@ -94,6 +99,43 @@ fn data_only(kit: &Kit) -> Result<()> {
     disk.wait()?;
     ensure!(disk.status()? == 1, "status {}", disk.status()?);
     disk.request(virtio::OUT, 0, &[1; 512])
+}
+
+fn deadlock(kit: &Kit) -> Result<()> {
+    let elsewhere = bytes!(24_u32, 0_u32, 0x4000_0000_u64, 0x1000_u64);
+    let commands = [
+        (cmd::REGION_READ, bytes!(0x1000_u64, 4_u32, 1_u32)),
+        // The pin is unmasked.
+        (cmd::SET_IRQS, bytes!(20_u32, 0x11_u32, 0_u32, 0_u32, 1_u32)),
+        // A window goes that the queue does not use, and the device stops being a bus master and becomes one again.
+        (cmd::DMA_UNMAP, elsewhere),
+        (cmd::REGION_WRITE, [&bytes!(4_u64, 7_u32, 2_u32)[..], &[2, 0]].concat()),
+        (cmd::REGION_WRITE, [&bytes!(4_u64, 7_u32, 2_u32)[..], &[6, 0]].concat()),
+    ];
+    let mut disk = private(kit, "{}", false)?;
+    disk.wire.map(3, 0, 0x4000_0000, 0x1000, None)?.ok()?;
+    for round in 0..4 {
+        for (command, payload) in &commands {
+            disk.make_available(virtio::OUT, round, 65536)?;
+            let mut unanswered = Vec::new();
+            let kick = [&bytes!(0x3000_u64, 4_u32, 2_u32)[..], &[0, 0]].concat();
+            for (command, payload) in [(cmd::REGION_WRITE, &kick), (*command, payload)] {
+                let (more, reply) = disk.wire.ask_unanswering(command, payload)?;
+                unanswered.extend(more);
+                reply.ok()?;
+            }
+            disk.wire.catch_up(&unanswered)?;
+            if *command == cmd::DMA_UNMAP {
+                disk.wire.map(3, 0, 0x4000_0000, 0x1000, None)?.ok()?;
+            }
+            if payload.ends_with(&[2, 0]) {
+                disk.wire.write(7, 4, &[6, 0])?;
+            }
+            disk.wait()?;
+            ensure!(disk.status()? == 0, "command {command}: status {}", disk.status()?);
+        }
+    }
+    Ok(())
 }
 
 fn reset(kit: &Kit) -> Result<()> {

@@ -15,6 +15,7 @@ pub(super) const CASES: &[Case] = &[
     ours("windows", "65535 windows; the next is refused, and they can be taken back", windows),
     ours("descriptors_in_a_message", "16; with 17 the connection ends", descriptors),
     ours("connections", "one is served, 17 wait, the next is refused", connections),
+    ours("bounce_buffer", "8 MiB a chain without shared memory; with one byte more the queue ends", bounce),
     ours("held_commands", "64 commands without an answer to ours; then DMA is given up", held),
     ours("replies_wait_for_the_reader", "a client that does not read is not read", slow_reader),
     ours("log_lines", "10 lines a second about one endpoint's clients", log_lines),
@@ -77,14 +78,35 @@ fn connections(kit: &Kit) -> Result<()> {
     kit.open()?.is_in_step()
 }
 
-fn held(kit: &Kit) -> Result<()> {
+/// A disk whose `len` bytes of memory are reached by messages.
+fn private(kit: &Kit, len: u64) -> Result<Disk> {
     let mut wire = kit.connect()?;
     wire.ask(cmd::VERSION, &version("{}"))?.ok()?;
-    wire.map(3, 0, BASE, LEN, None)?.ok()?;
-    let file = memory(LEN)?;
+    wire.map(3, 0, BASE, len, None)?.ok()?;
+    let file = memory(len)?;
     let private = Private { file: file.try_clone()?, base: BASE, narrow: false, answered: 0, refuse: false };
     wire.serve_memory(private);
-    let mut disk = Disk::over(wire, file, Irq::Msix)?;
+    Disk::over(wire, file, Irq::Msix)
+}
+
+fn bounce(kit: &Kit) -> Result<()> {
+    // With the header's 16 bytes and the status.
+    const DATA_MAX: u32 = (8 << 20) - 17;
+    let mut disk = private(kit, 16 << 20)?;
+    disk.make_available(virtio::OUT, 0, DATA_MAX)?;
+    disk.kick()?;
+    disk.wait()?;
+    ensure!(disk.status()? == 1, "no whole number of blocks: status {}", disk.status()?);
+    disk.request(virtio::OUT, 0, &[1; 512])?;
+    disk.make_available(virtio::OUT, 0, DATA_MAX + 1)?;
+    disk.kick()?;
+    disk.needs_reset()?;
+    disk.drive(Irq::Msix)?;
+    disk.request(virtio::OUT, 0, &[1; 512])
+}
+
+fn held(kit: &Kit) -> Result<()> {
+    let mut disk = private(kit, LEN)?;
     disk.request(virtio::OUT, 0, &[1; 512])?;
     disk.make_available(virtio::IN, 0, 512)?;
     disk.kick()?;

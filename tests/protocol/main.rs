@@ -7,6 +7,7 @@
 //!
 //!     cargo test -p ringside-tests --test protocol -- --socket /var/run/other-server.sock
 
+mod captures;
 mod clients;
 mod config_space;
 mod device_feature;
@@ -86,6 +87,7 @@ const CASES: &[(&str, &[Case])] = &[
     ("DEVICE_FEATURE, MIG_DATA", device_feature::CASES),
     ("configuration space", config_space::CASES),
     ("clients that exist", clients::CASES),
+    ("captures", captures::CASES),
     ("limits", limits::CASES),
     ("truncated memory", truncated::CASES),
     ("clients that vanish", vanish::CASES),

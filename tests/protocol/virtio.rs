@@ -166,6 +166,15 @@ impl Disk {
         Ok(())
     }
 
+    /// Waits until the device asks for a reset (virtio 1.2, 2.1.1).
+    pub(super) fn needs_reset(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.wire.read(4, 20, 1)?[0] & 0x40 == 0 {
+            ensure!(Instant::now() < deadline, "the disk asks for no reset");
+        }
+        Ok(())
+    }
+
     /// The status byte of the last request.
     pub(super) fn status(&self) -> Result<u8> {
         Ok(self.get(STATUS, 1)?[0])

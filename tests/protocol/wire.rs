@@ -359,6 +359,38 @@ impl Wire {
         self.memory.is_some()
     }
 
+    /// A command while the server's DMA commands stay without an answer: those, and the reply.
+    pub(super) fn ask_unanswering(
+        &mut self,
+        command: u16,
+        payload: &[u8],
+    ) -> Result<(Vec<Message>, Message)> {
+        let id = self.send(command, 0, payload, &[])?;
+        let mut unanswered = Vec::new();
+        loop {
+            let message = self.receive()?.context("the server closed the connection")?;
+            if message.flags & 0xf == REPLY {
+                ensure!(
+                    (message.id, message.command) == (id, command),
+                    "a reply to {} {}",
+                    message.id,
+                    message.command
+                );
+                return Ok((unanswered, message));
+            }
+            unanswered.push(message);
+        }
+    }
+
+    /// Answers the server's commands that were left without an answer.
+    pub(super) fn catch_up(&mut self, unanswered: &[Message]) -> Result<()> {
+        for command in unanswered {
+            let answer = self.private()?.reply(command)?;
+            self.raw(&answer, &[])?;
+        }
+        Ok(())
+    }
+
     /// The memory that DMA commands are answered from.
     pub(super) fn private(&mut self) -> Result<&mut Private> {
         self.memory.as_mut().context("no private memory")

@@ -24,7 +24,7 @@ const READABLE: [&str; 5] = ["/proc", "/sys", "/etc", "/usr", "/lib"];
 const WRITABLE: [&str; 3] = ["/dev/hugepages", "/dev/shm", "/dev/null"];
 
 /// System calls that are refused with `EPERM`, whatever they are asked.
-const REFUSED: &[i64] = &[
+pub(crate) const REFUSED: &[i64] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
     libc::SYS_bpf,
