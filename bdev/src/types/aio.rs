@@ -1,7 +1,7 @@
 //! `aio`: a file or block device, with the interface of SPDK's bdev of that name.
 //!
-//! Underneath it is the same ring as `uring`: Linux AIO cannot sync without blocking, and has no buffered I/O that does
-//! not block. The two were not measured against each other.
+//! Underneath it is the same ring as `uring`. Linux AIO is no faster (docs/bdev.md has the figures), cannot sync without
+//! blocking, and has no buffered I/O that does not block.
 
 use std::sync::Arc;
 
@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::BdevType;
-use crate::file::{Backing, FileChannel, Options};
-use crate::{Bdev, BdevInfo, Channel, Error, OpKind, OpenError, Registered, Registry};
+use super::file_bdev::{self, FileParams};
+use crate::file::Options;
+use crate::{BdevInfo, Error, Registered, Registry};
 
 const NAME: &str = "aio";
 const PRODUCT_NAME: &str = "AIO disk";
@@ -42,88 +43,59 @@ pub struct AioParams {
     pub nowait: bool,
 }
 
-/// A bdev on a file.
-#[derive(Debug)]
-pub struct Aio {
-    info: Arc<BdevInfo>,
-    backing: Backing,
-    params: AioParams,
-}
+impl FileParams for AioParams {
+    const TYPE: BdevType = TYPE;
 
-impl Aio {
-    /// Opens the file; register the bdev to have it.
-    pub fn new(params: AioParams) -> Result<Aio, Error> {
-        let backing = Backing::open(&Options {
-            filename: params.filename.clone(),
-            block_size: params.block_size,
-            read_only: params.readonly,
-            fallocate: params.fallocate,
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn uuid(&self) -> Option<Uuid> {
+        self.uuid
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            filename: self.filename.clone(),
+            block_size: self.block_size,
+            read_only: self.readonly,
+            fallocate: self.fallocate,
             ..Options::default()
-        })?;
-        let mut info =
-            BdevInfo::new(NAME, PRODUCT_NAME, params.name.clone(), backing.block_size, backing.num_blocks);
-        info.uuid = params.uuid.filter(|u| !u.is_nil()).unwrap_or(info.uuid);
-        backing.describe(&mut info, params.readonly);
-        Ok(Aio { info: Arc::new(info), backing, params })
-    }
-}
-
-impl Bdev for Aio {
-    fn info(&self) -> &Arc<BdevInfo> {
-        &self.info
-    }
-
-    fn supports(&self, kind: OpKind) -> bool {
-        match kind {
-            OpKind::Read | OpKind::Write | OpKind::Flush => true,
-            OpKind::Unmap => self.backing.punches,
-            OpKind::WriteZeroes => self.backing.punches && self.backing.zero_mode.is_some(),
         }
-    }
-
-    fn open_channel(&self, depth: u16) -> Result<Box<dyn Channel>, OpenError> {
-        Ok(Box::new(FileChannel::open(&self.backing, depth)?))
     }
 
     fn driver_specific(&self) -> Value {
-        json!({ "aio": {
-            "filename": self.params.filename,
-            "block_size_override": self.params.block_size != 0,
-            "readonly": self.params.readonly,
-            "fallocate": self.params.fallocate,
-            "nowait": self.params.nowait,
+        json!({ NAME: {
+            "filename": self.filename,
+            "block_size_override": self.block_size != 0,
+            "readonly": self.readonly,
+            "fallocate": self.fallocate,
+            "nowait": self.nowait,
         }})
     }
 
-    fn config(&self) -> Option<(&'static str, Value)> {
+    fn config(&self, info: &BdevInfo) -> (&'static str, Value) {
         let mut params = json!({
-            "name": self.info.name,
-            "filename": self.params.filename,
-            "readonly": self.params.readonly,
-            "fallocate": self.params.fallocate,
-            "nowait": self.params.nowait,
-            "uuid": self.info.uuid,
+            "name": info.name,
+            "filename": self.filename,
+            "readonly": self.readonly,
+            "fallocate": self.fallocate,
+            "nowait": self.nowait,
+            "uuid": info.uuid,
         });
-        if self.params.block_size != 0 {
-            params["block_size"] = self.params.block_size.into();
+        if self.block_size != 0 {
+            params["block_size"] = self.block_size.into();
         }
-        Some(("bdev_aio_create", params))
-    }
-
-    fn measure(&self) -> Result<u64, Error> {
-        self.backing.measure()
+        ("bdev_aio_create", params)
     }
 }
 
 /// Creates and registers an aio bdev.
 pub fn create(registry: &Registry, params: AioParams) -> Result<Arc<Registered>, Error> {
-    if registry.get(&params.name).is_ok() {
-        return Err(Error::Exists { name: params.name });
-    }
-    registry.register(Arc::new(Aio::new(params)?))
+    file_bdev::create(registry, params)
 }
 
 /// Looks at the size of the file again, and tells who has the bdev open if it has changed.
 pub fn rescan(registry: &Registry, name: &str) -> Result<(), Error> {
-    super::rescan(registry, NAME, name)
+    file_bdev::rescan(registry, NAME, name)
 }

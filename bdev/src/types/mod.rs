@@ -5,6 +5,7 @@
 pub mod aio;
 pub mod delay;
 pub mod error;
+mod file_bdev;
 pub mod malloc;
 pub mod null;
 pub mod passthru;
@@ -12,7 +13,7 @@ pub mod raid;
 pub mod split;
 pub mod uring;
 
-pub use aio::{Aio, AioParams};
+pub use aio::AioParams;
 pub use delay::DelayParams;
 pub use error::ErrorParams;
 pub use malloc::{Malloc, MallocParams};
@@ -20,9 +21,7 @@ pub use null::{Null, NullParams};
 pub use passthru::PassthruParams;
 pub use raid::RaidParams;
 pub use split::SplitParams;
-pub use uring::{Uring, UringParams};
-
-use crate::{Error, Registry};
+pub use uring::UringParams;
 
 /// One type of bdev.
 #[derive(Debug, Clone, Copy)]
@@ -45,15 +44,6 @@ pub static TYPES: &[BdevType] = &[
     error::TYPE,
     raid::TYPE,
 ];
-
-/// What every `bdev_<type>_rescan` does.
-fn rescan(registry: &Registry, type_name: &str, name: &str) -> Result<(), Error> {
-    let bdev = registry.get(name)?;
-    if bdev.info().type_name != type_name {
-        return Err(Error::NoSuchDevice { name: name.to_owned() });
-    }
-    registry.notify_resized(name, bdev.bdev().measure()?)
-}
 
 #[cfg(test)]
 mod tests;

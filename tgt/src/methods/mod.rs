@@ -5,16 +5,15 @@
 
 mod app;
 mod bdev;
-mod bdev_aio;
 mod bdev_delay;
 mod bdev_error;
+mod bdev_file;
 mod bdev_malloc;
 mod bdev_null;
 mod bdev_passthru;
 pub(crate) mod bdev_raid;
 mod bdev_services;
 mod bdev_split;
-mod bdev_uring;
 mod framework;
 #[cfg(test)]
 mod generated;
@@ -41,8 +40,7 @@ pub(crate) const TABLES: &[&[Method<Target>]] = &[
     bdev_malloc::METHODS,
     bdev_null::METHODS,
     scheduler::METHODS,
-    bdev_uring::METHODS,
-    bdev_aio::METHODS,
+    bdev_file::METHODS,
     bdev_delay::METHODS,
     bdev_error::METHODS,
     bdev_passthru::METHODS,
