@@ -35,7 +35,28 @@ pub(super) struct RaidChannel {
     turn: usize,
     /// Bases with something to kick, by bit; all of the others share the last.
     dirty: u64,
+    time: Time,
 }
+
+/// The time of this pass, and the bases that were told it: those with something to do are.
+struct Time {
+    now: u64,
+    /// By bit; those that share one are told every time.
+    told: u64,
+}
+
+impl Time {
+    #[inline]
+    fn tell(&mut self, base: usize, channel: &mut IoChannel) {
+        if self.told & bit(base) == 0 {
+            self.told |= bit(base) & !SHARED;
+            channel.set_now(self.now);
+        }
+    }
+}
+
+/// The bit of all bases that have none of their own.
+const SHARED: u64 = 1 << 63;
 
 #[inline]
 fn bit(base: usize) -> u64 {
@@ -54,6 +75,7 @@ impl RaidChannel {
             in_flight: 0,
             turn: 0,
             dirty: 0,
+            time: Time { now: 0, told: 0 },
         }
     }
 
@@ -67,6 +89,7 @@ impl RaidChannel {
                     _ => self.layout.share(fan.next, fan.lba, fan.blocks),
                 };
                 if let Some((lba, blocks)) = share {
+                    self.time.tell(fan.next, &mut self.bases[fan.next]);
                     let request = Request { op: fan.op, lba, blocks, iov: &[], token: Token(token) };
                     match self.bases[fan.next].submit(&request) {
                         Ok(()) => {
@@ -108,6 +131,7 @@ impl Channel for RaidChannel {
         let token = req.token.0;
         if req.op.kind().has_data() {
             let (base, lba) = if req.blocks == 0 { (0, 0) } else { self.layout.locate(req.lba) };
+            self.time.tell(base, &mut self.bases[base]);
             self.bases[base].submit(&Request { lba, ..*req })?;
             self.dirty |= bit(base);
         } else {
@@ -145,6 +169,10 @@ impl Channel for RaidChannel {
         }
         for _ in 0..self.bases.len() {
             self.turn = if self.turn + 1 >= self.bases.len() { 0 } else { self.turn + 1 };
+            if self.bases[self.turn].in_flight() == 0 {
+                continue;
+            }
+            self.time.tell(self.turn, &mut self.bases[self.turn]);
             let n = self.bases[self.turn].reap(&mut done[taken..]);
             let mut kept = taken;
             for at in taken..taken + n {
@@ -160,7 +188,7 @@ impl Channel for RaidChannel {
     }
 
     fn set_now(&mut self, tick: u64) {
-        self.bases.iter_mut().for_each(|base| base.set_now(tick));
+        self.time = Time { now: tick, told: 0 };
     }
 
     fn arm(&mut self) -> bool {
