@@ -1,12 +1,14 @@
 //! What files do besides I/O: sizes that change, files that go, errors, sleep.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
 use bdev::arena::StaticBuffer;
 use bdev::types::{AioParams, UringParams, aio, uring};
 use bdev::{Access, Completion, Error, Event, IoChannel, Op, Registry, Rejected, Request, Status, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use tempfile::NamedTempFile;
 
 const BLOCK: u32 = 4096;
@@ -42,7 +44,7 @@ fn wait(channel: &mut IoChannel) -> Vec<Completion> {
 }
 
 fn run(channel: &mut IoChannel, op: Op, lba: u64, blocks: u64) -> Result<Status, Rejected> {
-    let len = blocks as usize * BLOCK as usize;
+    let len = blocks as usize * channel.info().block_size as usize;
     let buffer = StaticBuffer::new(len.max(1)).expect("memory");
     let whole = [buffer.iovec(0, len).expect("the whole")];
     let iov = if op.kind().has_data() { &whole[..] } else { &[] };
@@ -138,6 +140,47 @@ fn a_read_only_file_refuses_changes() {
     assert_eq!(run(&mut channel, Op::Read, 0, 1), Ok(Status::Ok));
     assert_eq!(run(&mut channel, Op::WRITE, 0, 1), Err(Rejected::Failed(Status::ReadOnly)));
     assert_eq!(run(&mut channel, Op::Unmap, 0, 1), Err(Rejected::Failed(Status::Unsupported)));
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_refused_unless_it_is_opened_read_only() {
+    let registry = Registry::new();
+    // Nobody may write a program that runs, not even root.
+    let program = std::env::current_exe().unwrap();
+    let filename = program.to_str().expect("a plain path");
+    let params = |readonly| AioParams {
+        name: "a".into(),
+        filename: filename.into(),
+        block_size: 512,
+        readonly,
+        ..AioParams::default()
+    };
+
+    let refused = aio::create(&registry, params(false)).map(|_| ()).unwrap_err();
+    aio::create(&registry, params(true)).unwrap();
+
+    assert_eq!(refused.errno(), 26, "{refused}");
+    assert!(refused.to_string().contains(filename), "{refused}");
+    assert_eq!(run(&mut open(&registry, "a", 1), Op::Read, 0, 8), Ok(Status::Ok));
+}
+
+#[test]
+fn writes_that_the_kernel_refuses_fail_and_reads_go_on() {
+    let registry = Registry::new();
+    let memory = memfd_create("disk", MemfdFlags::ALLOW_SEALING).expect("a file in memory");
+    ftruncate(&memory, 8 * u64::from(BLOCK)).unwrap();
+    uring::create(&registry, params(&format!("/proc/self/fd/{}", memory.as_raw_fd()))).unwrap();
+    let mut channel = open(&registry, "u", 4);
+    assert_eq!(run(&mut channel, Op::WRITE, 0, 2), Ok(Status::Ok));
+
+    fcntl_add_seals(&memory, SealFlags::WRITE).unwrap();
+
+    assert_eq!(run(&mut channel, Op::WRITE, 2, 2), Ok(Status::IoError));
+    assert_eq!(run(&mut channel, Op::WRITE_ZEROES, 2, 2), Ok(Status::IoError));
+    assert_eq!(run(&mut channel, Op::Read, 0, 8), Ok(Status::Ok));
+    assert_eq!(run(&mut channel, Op::Flush, 0, 0), Ok(Status::Ok));
+    let stats = registry.get("u").unwrap().stats();
+    assert_eq!(stats.errors(Status::IoError), 2);
 }
 
 /// Waits for readiness; true if it came.

@@ -17,7 +17,7 @@ mod blocks_of_512 {
 
     // 1 MiB: four times what is copied within one submit.
     const SUBJECT: Subject =
-        Subject { make: |registry| make(registry, 512, 2048), keeps_data: true, grows: false };
+        Subject { make: |registry| make(registry, 512, 2048), keeps_data: true, grow: None };
 
     bdev::conformance_suite!(SUBJECT);
 }
@@ -27,7 +27,7 @@ mod blocks_of_4096 {
 
     // 4 MiB: four steps of a long transfer.
     const SUBJECT: Subject =
-        Subject { make: |registry| make(registry, 4096, 1024), keeps_data: true, grows: false };
+        Subject { make: |registry| make(registry, 4096, 1024), keeps_data: true, grow: None };
 
     bdev::conformance_suite!(SUBJECT);
 }

@@ -1,6 +1,8 @@
 //! No request allocates, on any type: counted by a global allocator.
 #![expect(unsafe_code, reason = "a global allocator that counts cannot be had without")]
 
+mod subjects;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -54,7 +56,7 @@ fn malloc_allocates_nothing_per_request() {
             registry.register(Arc::new(malloc)).expect("a new registry").name().to_owned()
         },
         keeps_data: true,
-        grows: false,
+        grow: None,
     };
 
     assert_eq!(allocations_of_mixed_io(&subject, count), 0);
@@ -77,8 +79,30 @@ fn null_allocates_nothing_per_request() {
                 .to_owned()
         },
         keeps_data: false,
-        grows: true,
+        grow: Some(bdev::conformance::by_resize),
     };
 
     assert_eq!(allocations_of_mixed_io(&subject, count), 0);
+}
+
+#[test]
+fn files_allocate_nothing_per_request() {
+    assert_eq!(allocations_of_mixed_io(&subjects::URING, count), 0);
+    assert_eq!(allocations_of_mixed_io(&subjects::AIO, count), 0);
+}
+
+#[test]
+fn bdevs_on_others_allocate_nothing_per_request() {
+    let stacked = [
+        subjects::PASSTHRU,
+        subjects::DELAY,
+        subjects::DELAY_ON_URING,
+        subjects::ERROR,
+        subjects::SPLIT,
+        subjects::RAID0,
+        subjects::CONCAT,
+        subjects::STACK,
+    ];
+
+    assert_eq!(stacked.map(|subject| allocations_of_mixed_io(&subject, count)), [0; 8]);
 }

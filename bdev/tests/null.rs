@@ -16,7 +16,7 @@ const SUBJECT: Subject = Subject {
             .to_owned()
     },
     keeps_data: false,
-    grows: true,
+    grow: Some(bdev::conformance::by_resize),
 };
 
 bdev::conformance_suite!(SUBJECT);

@@ -32,7 +32,7 @@ mod on_disk {
     const SUBJECT: Subject = Subject {
         make: |registry| make(registry, &temp(), blocks_of(512), 1 << 20),
         keeps_data: true,
-        grows: false,
+        grow: None,
     };
 
     #[test]
@@ -65,7 +65,7 @@ mod in_memory {
     const SUBJECT: Subject = Subject {
         make: |registry| make(registry, "/dev/shm", blocks_of(4096), 4 << 20),
         keeps_data: true,
-        grows: false,
+        grow: None,
     };
 
     bdev::conformance_suite!(SUBJECT);
@@ -80,12 +80,12 @@ mod other_rings {
     const POLLED: Subject = Subject {
         make: |registry| make(registry, &temp(), UringParams { iopoll: true, ..blocks_of(512) }, 1 << 20),
         keeps_data: true,
-        grows: false,
+        grow: None,
     };
     const TAKEN: Subject = Subject {
         make: |registry| make(registry, "/dev/shm", UringParams { sqpoll: true, ..blocks_of(512) }, 1 << 20),
         keeps_data: true,
-        grows: false,
+        grow: None,
     };
 
     #[test]

@@ -13,7 +13,7 @@ mod rig;
 
 use std::sync::Arc;
 
-use crate::Registry;
+use crate::{Error, Registry};
 
 pub use data::*;
 pub use flow::*;
@@ -30,8 +30,16 @@ pub struct Subject {
     pub make: fn(&Arc<Registry>) -> String,
     /// Reads return what was written. False for `null`: everything but contents is checked.
     pub keeps_data: bool,
-    /// `Registry::resize` to a larger size works.
-    pub grows: bool,
+    /// Makes it larger, if that is possible: `registry, name, number of blocks`.
+    pub grow: Option<Grow>,
+}
+
+/// How a type is made larger.
+pub type Grow = fn(&Arc<Registry>, &str, u64) -> Result<(), Error>;
+
+/// The way of types whose size is what the registry says.
+pub fn by_resize(registry: &Arc<Registry>, name: &str, num_blocks: u64) -> Result<(), Error> {
+    registry.resize(name, num_blocks)
 }
 
 /// One test per check of the suite, for one subject.

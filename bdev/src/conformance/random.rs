@@ -1,4 +1,4 @@
-//! Random interleavings of requests, reaps, reopening and growth, against a model in memory.
+//! Random interleavings of requests, reaps, reopening, growth, rate limits and removal, against a model in memory.
 //!
 //! Requests that overlap one in flight wait for it, so that the model knows what must be there; overlap has a
 //! check of its own.
@@ -10,13 +10,15 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::Subject;
 use super::rig::{Rig, pattern};
-use crate::{Completion, IoVec, Op, OpKind, Request, Status, Token};
+use crate::{Completion, IoVec, Op, OpKind, QosParams, Rejected, Request, Status, Token};
 
 const DEPTH: u16 = 8;
 /// Longest request in blocks; also the stretch of the buffer that belongs to one token.
 const MAX_BLOCKS: u64 = 40;
 /// One round of these takes milliseconds on a type in memory.
 const CASES: u32 = 64;
+/// Ticks, which are nanoseconds here, that pass while a request waits for a rate limit.
+const PAUSE: u64 = 200_000;
 
 /// One step of an interleaving. Positions are fractions of what there is when the step is taken.
 #[derive(Debug, Clone)]
@@ -26,6 +28,7 @@ enum Step {
     Reap { room: usize },
     Reopen,
     Grow,
+    Limit { ios_per_sec: u64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -44,6 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..=DEPTH as usize).prop_map(|room| Step::Reap { room }),
         1 => Just(Step::Reopen),
         1 => Just(Step::Grow),
+        1 => prop_oneof![Just(0), Just(1000), Just(100_000)].prop_map(|ios_per_sec| Step::Limit { ios_per_sec }),
     ]
 }
 
@@ -98,6 +102,8 @@ struct Run<'a> {
     model: Model,
     pending: Vec<Option<Pending>>,
     tick: u64,
+    /// Requests may end because of that.
+    is_removed: bool,
 }
 
 impl Run<'_> {
@@ -107,6 +113,9 @@ impl Run<'_> {
 
     fn finish(&mut self, completion: Completion) {
         let pending = self.pending[completion.token.0 as usize].take().expect("completes what was submitted");
+        if self.is_removed && completion.status == Status::Removed {
+            return;
+        }
         assert_eq!(completion.status, Status::Ok, "{pending:?}");
         if pending.op == Op::Read {
             let mut seen = vec![0; crate::iov::total_len(&pending.vectors).expect("small")];
@@ -116,8 +125,8 @@ impl Run<'_> {
         }
     }
 
-    fn reap(&mut self, room: usize) {
-        self.tick += 1;
+    fn reap(&mut self, room: usize, ticks: u64) {
+        self.tick += ticks;
         let mut done = [Completion::EMPTY; DEPTH as usize];
         let tick = self.tick;
         self.rig.channel().set_now(tick);
@@ -171,7 +180,16 @@ impl Run<'_> {
             iov: &vectors,
             token: Token(token),
         };
-        assert_eq!(self.rig.channel().submit(&request), Ok(()), "{request:?}");
+        loop {
+            match self.rig.channel().submit(&request) {
+                Ok(()) => break,
+                Err(Rejected::Full) => {
+                    self.rig.channel().kick();
+                    self.reap(DEPTH.into(), PAUSE);
+                }
+                Err(Rejected::Failed(status)) => panic!("{request:?} is refused with {status:?}"),
+            }
+        }
         self.model.apply(op, &range, &bytes);
         self.pending[token as usize] = Some(Pending { op, range, vectors });
     }
@@ -193,7 +211,7 @@ impl Run<'_> {
         match step {
             Step::Submit { op, lba, blocks, cuts, seed } => self.submit(*op, *lba, *blocks, cuts, *seed),
             Step::Kick => self.rig.channel().kick(),
-            Step::Reap { room } => self.reap(*room),
+            Step::Reap { room } => self.reap(*room, 1),
             Step::Reopen => {
                 self.drain();
                 self.rig.reopen_channel(DEPTH);
@@ -201,18 +219,47 @@ impl Run<'_> {
             Step::Grow => {
                 let blocks = self.rig.num_blocks() + 1;
                 let name = self.rig.name().to_owned();
-                if self.rig.registry().resize(&name, blocks).is_ok() {
+                if let Some(grow) = self.subject.grow {
+                    grow(self.rig.registry(), &name, blocks).expect("it grows");
                     self.model.bytes.resize(blocks as usize * self.model.block, None);
                 }
             }
+            Step::Limit { ios_per_sec } => self.limit(*ios_per_sec),
         }
+    }
+}
+
+impl Run<'_> {
+    fn limit(&self, ios_per_sec: u64) {
+        let params = QosParams { rw_ios_per_sec: Some(ios_per_sec), ..QosParams::default() };
+        self.rig.descriptor().registered().set_qos(params).expect("a limit can be set");
+    }
+
+    /// Reads everything back.
+    fn check_all(&mut self) {
+        let whole = 0..self.rig.num_blocks();
+        for lba in whole.clone().step_by(MAX_BLOCKS as usize) {
+            let range = lba..(lba + MAX_BLOCKS).min(whole.end);
+            let seen = self.rig.read(lba, range.end - lba);
+            let differs = self.model.first_difference(&range, &seen);
+            assert!(!self.subject.keeps_data || differs.is_none(), "byte {differs:?} from block {lba} on");
+        }
+    }
+
+    /// Removes the bdev under what is in flight: all of it ends.
+    fn remove(&mut self) {
+        let name = self.rig.name().to_owned();
+        self.is_removed = true;
+        self.rig.registry().delete(&name, || ()).expect("it is there");
+        self.drain();
     }
 }
 
 /// Nothing is lost, mixed up, completed twice or forgotten, whatever comes after what.
 pub fn matches_a_model_through_random_interleavings(subject: &Subject) {
     let mut runner = TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
-    let result = runner.run(&prop::collection::vec(step(), 1..120), |steps| {
+    let steps = (prop::collection::vec(step(), 1..120), any::<bool>());
+    let result = runner.run(&steps, |(steps, removes)| {
         let rig = Rig::new(subject, DEPTH);
         let (block, blocks) = (rig.block_bytes(), rig.num_blocks());
         assert!(
@@ -224,17 +271,17 @@ pub fn matches_a_model_through_random_interleavings(subject: &Subject) {
             block,
             unmap_reads_zero: rig.info().unmap_reads_zero,
         };
-        let mut run = Run { subject, rig, model, pending: vec![None; usize::from(DEPTH)], tick: 0 };
+        let pending = vec![None; usize::from(DEPTH)];
+        let mut run = Run { subject, rig, model, pending, tick: 0, is_removed: false };
         for step in &steps {
             run.take(step);
         }
-        run.drain();
-        let whole = 0..run.rig.num_blocks();
-        for lba in whole.step_by(MAX_BLOCKS as usize) {
-            let range = lba..(lba + MAX_BLOCKS).min(run.rig.num_blocks());
-            let seen = run.rig.read(lba, range.end - lba);
-            let differs = run.model.first_difference(&range, &seen);
-            prop_assert!(!subject.keeps_data || differs.is_none(), "byte {differs:?} from block {lba} on");
+        if removes {
+            run.remove();
+        } else {
+            run.limit(0);
+            run.drain();
+            run.check_all();
         }
         Ok(())
     });
