@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{Bdev, IoStats, OpKind, Registered, Status};
+use crate::{Bdev, IoStats, OpKind, Registered, Status, TimeoutDescription};
 
 /// One element of the result of `bdev_get_bdevs`.
 #[derive(Debug, Clone, Serialize)]
@@ -34,6 +34,9 @@ pub struct Description {
     pub zoned: bool,
     pub supported_io_types: IoTypes,
     pub driver_specific: Value,
+    /// Ours: there only where it was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<TimeoutDescription>,
 }
 
 /// Limits of `bdev_set_qos_limit`; 0 is none.
@@ -180,6 +183,7 @@ impl Registered {
             zoned: false,
             supported_io_types: IoTypes::of(self.bdev().as_ref()),
             driver_specific: self.bdev().driver_specific(),
+            timeout: Some(self.timeout()).filter(|timeout| timeout.timeout_us > 0),
         }
     }
 }

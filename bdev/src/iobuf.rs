@@ -1,7 +1,7 @@
 //! Buffers for requests whose own memory a bdev cannot take: two pools for the process, and a cache per thread.
 //!
-//! Set up once by `iobuf_set_options`, or with the defaults by the first channel that may need a buffer; what is handed
-//! out most is touched then, off the reactors' I/O path. Getting a buffer allocates and locks nothing. Running out is no
+//! Set up with the first bdev that may need a buffer, by `iobuf_set_options` or the defaults; what is handed out most is
+//! touched then, off the reactors. Getting a buffer allocates and locks nothing. Running out is no
 //! error: who gets none tries again.
 
 use std::cell::RefCell;

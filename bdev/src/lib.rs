@@ -26,6 +26,7 @@ mod request;
 mod ring;
 pub mod stack;
 mod stats;
+mod timeout;
 pub mod types;
 
 pub use bdev::{Bdev, BdevInfo, Boundary, Lifetime, MAX_SEGMENTS};
@@ -43,4 +44,5 @@ pub use registry::{
 };
 pub use request::{Completion, Op, OpKind, Rejected, Request, Status, Token};
 pub use stats::{IoStats, KindStats, ResetMode};
+pub use timeout::TimeoutDescription;
 pub use types::{BdevType, TYPES};

@@ -108,7 +108,7 @@ impl Qos {
             params.w_mbytes_per_sec,
         ];
         if wanted.iter().all(Option::is_none) {
-            return Err(Error::Invalid("no rate limits specified".to_owned()));
+            return Err(Error::Invalid("No rate limits specified".to_owned()));
         }
         for (at, (bucket, value)) in self.buckets.iter().zip(wanted).enumerate() {
             let Some(value) = value else { continue };

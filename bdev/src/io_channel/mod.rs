@@ -15,6 +15,7 @@ use crate::histogram::ChannelHistogram;
 use crate::qos::Share;
 use crate::registry::{Gate, Open};
 use crate::stats::ChannelCounters;
+use crate::timeout::Watch;
 use crate::{BdevInfo, Channel, Completion, MAX_SEGMENTS, OpKind, OpenError, Rejected, Request, Status};
 use cutter::Cutter;
 use request_limits::Limits;
@@ -42,6 +43,11 @@ impl Slot {
     fn is_free(self) -> bool {
         self.bytes_and_kind == 0
     }
+}
+
+/// Tokens in flight, and when their requests came.
+fn in_flight(slots: &[Slot]) -> impl Iterator<Item = (usize, u64)> {
+    slots.iter().enumerate().filter(|(_, slot)| !slot.is_free()).map(|(token, slot)| (token, slot.submitted))
 }
 
 /// A consumer's channel to a bdev.
@@ -73,6 +79,7 @@ pub struct IoChannel {
     cutter: Option<Box<Cutter>>,
     share: Option<Box<Share>>,
     histogram: Option<Arc<ChannelHistogram>>,
+    watch: Option<Box<Watch>>,
     info: Arc<BdevInfo>,
     gate: Arc<Gate>,
     counters: Arc<ChannelCounters>,
@@ -118,6 +125,7 @@ impl IoChannel {
             cutter,
             share: None,
             histogram: None,
+            watch: None,
             info,
             gate,
             counters,
@@ -153,7 +161,21 @@ impl IoChannel {
         if let Some(share) = &mut self.share {
             share.set_now(tick);
         }
+        if let Some(watch) = &self.watch
+            && watch.is_due(tick)
+        {
+            self.look_for_late_ones();
+        }
         self.inner.set_now(tick);
+    }
+
+    #[cold]
+    fn look_for_late_ones(&mut self) {
+        let Some(watch) = &mut self.watch else { return };
+        let late = watch.look(self.now, in_flight(&self.slots));
+        if late > 0 {
+            tracing::warn!(bdev = self.info.name, late, "requests take longer than the timeout of the bdev");
+        }
     }
 
     /// Something changed on the control path since the last pass.
@@ -167,6 +189,7 @@ impl IoChannel {
         let services = self.open.registered().services();
         self.share = services.share(self.share.take(), self.now);
         self.histogram = services.histogram(self.histogram.take());
+        self.watch = services.watch(self.watch.take(), self.slots.len());
         if self.gate.removed() {
             self.inner.removed();
         }
@@ -321,7 +344,8 @@ impl IoChannel {
 
     /// Asked before the caller sleeps. See [`Channel::arm`].
     pub fn arm(&mut self) -> bool {
-        let waits = self.cutter.as_ref().is_some_and(|cutter| cutter.is_waiting());
+        let waits = self.cutter.as_ref().is_some_and(|cutter| cutter.is_waiting())
+            || self.watch.as_ref().is_some_and(|watch| watch.expects(in_flight(&self.slots)));
         self.in_flight == 0 || (!waits && self.inner.arm())
     }
 

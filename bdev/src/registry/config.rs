@@ -157,6 +157,11 @@ impl Registry {
                 params["name"] = bdev.name().into();
                 entries.push(("bdev_set_qos_limit", params));
             }
+            let timeout_us = bdev.timeout().timeout_us;
+            if timeout_us > 0 {
+                let params = json!({ "name": bdev.name(), "timeout_us": timeout_us });
+                entries.push(("bdev_set_timeout", params));
+            }
             if bdev.has_histogram() {
                 entries.push(("bdev_enable_histogram", json!({ "name": bdev.name(), "enable": true })));
             }

@@ -29,7 +29,7 @@ pub use services::QueueDepth;
 pub(crate) use descriptor::Open;
 pub(crate) use registered::Gate;
 
-use crate::{Bdev, Error, OpenError};
+use crate::{Bdev, Error, OpenError, iobuf};
 use config::Configured;
 use directory::Directory;
 use reaper::Retired;
@@ -59,6 +59,10 @@ impl Registry {
     /// Adds a bdev under its name and its UUID.
     pub fn register(&self, bdev: Arc<dyn Bdev>) -> Result<Arc<Registered>, Error> {
         check_geometry(bdev.as_ref())?;
+        if bdev.info().buf_align > 1 {
+            // Here, so that no reactor takes the page faults. A failure is told by the channels that need buffers.
+            let _ = iobuf::init();
+        }
         let registered = self.directory.link(bdev)?;
         let info = registered.info();
         let (blocks, block_size) = (info.num_blocks(), info.block_size);

@@ -13,7 +13,7 @@ use super::services::Services;
 use crate::stats::{BdevCounters, ChannelCounters};
 use crate::{
     Bdev, BdevInfo, ClaimKind, Error, HistogramReading, HistogramSpec, IoStats, QosParams, RateLimits,
-    ResetMode,
+    ResetMode, TimeoutDescription,
 };
 
 /// One word that channels look at to learn of changes on the control path: bit 0 that the bdev is removed,
@@ -181,6 +181,17 @@ impl Registered {
     /// Whether histograms are kept.
     pub fn has_histogram(&self) -> bool {
         self.services.histograms().spec.is_some()
+    }
+
+    /// Sets how long a request may take before it is counted and told as late; 0 for any time.
+    pub fn set_timeout(&self, timeout_us: u64) {
+        self.services.set_timeout(timeout_us);
+        self.gate.next_epoch();
+    }
+
+    /// The timeout and how many requests it has hit.
+    pub fn timeout(&self) -> TimeoutDescription {
+        self.services.describe_timeout()
     }
 
     /// Requests in flight on all channels, as of their last pass.

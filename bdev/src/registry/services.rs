@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::histogram::{ChannelHistogram, Histograms};
 use crate::qos::{Qos, Share};
+use crate::timeout::{Timeout, TimeoutDescription, Watch};
 
 /// Samples of the queue depth (`bdev_set_qd_sampling_period`).
 #[derive(Debug, Default)]
@@ -53,6 +54,7 @@ pub(crate) struct Services {
     qos: OnceLock<Arc<Qos>>,
     histograms: Mutex<Histograms>,
     sampling: QueueDepth,
+    timeout: OnceLock<Arc<Timeout>>,
     stats_epoch: AtomicU32,
 }
 
@@ -76,6 +78,20 @@ impl Services {
 
     pub(super) fn next_stats_epoch(&self) {
         self.stats_epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_timeout(&self, limit_us: u64) {
+        self.timeout.get_or_init(Arc::default).set(limit_us);
+    }
+
+    pub(super) fn describe_timeout(&self) -> TimeoutDescription {
+        self.timeout.get().map_or_else(TimeoutDescription::default, |timeout| timeout.describe())
+    }
+
+    /// A channel's watch over its requests, if there is a timeout: the one it has, unless that has changed.
+    pub(crate) fn watch(&self, had: Option<Box<Watch>>, depth: usize) -> Option<Box<Watch>> {
+        let timeout = self.timeout.get()?;
+        had.filter(|had| had.is_current()).or_else(|| Watch::new(timeout, depth))
     }
 
     /// A channel's share of the rate limits, if there are any: the one it has, or a new one.

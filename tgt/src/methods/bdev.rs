@@ -77,7 +77,11 @@ pub(super) struct Named {
 /// The answer for an errno of a bdev.
 pub(super) fn failed(error: &bdev::Error) -> RpcError {
     tracing::warn!(%error, "bdev method failed");
-    RpcError::errno(error.errno())
+    match error {
+        // SPDK has no such refusal, and so no text for it.
+        bdev::Error::Unsupported(text) => RpcError::new(-error.errno(), text.clone()),
+        _ => RpcError::errno(error.errno()),
+    }
 }
 
 /// As [`failed`], for methods that say themselves what is wrong with their params.

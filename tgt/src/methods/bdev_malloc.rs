@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use ::bdev::types::malloc;
-use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints};
+use rpc::{Cli, Kind, Method, Param, Params, Pending, Prints, RpcError};
 
 use super::{DECODE_FAILED, bdev};
 use crate::target::Target;
 
 pub(super) const METHODS: &[Method<Target>] = &[
-    Method::sync("bdev_malloc_create", "bdev_malloc", create)
+    Method::later("bdev_malloc_create", "bdev_malloc", create)
         .params(&[
             Param::optional("name", Kind::String, "Malloc<N>", "name of the bdev")
                 .cli(Cli::Option("-b/--name")),
@@ -58,9 +58,14 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .example(r#"{"name": "Malloc0"}"#),
 ];
 
-fn create(target: &Arc<Target>, params: Params) -> Outcome {
-    let made = malloc::create(&target.registry, params.parse()?).map_err(|error| bdev::failed(&error))?;
-    Ok(made.name().into())
+/// On a thread of its own: backing gigabytes with memory takes seconds, and others are answered meanwhile.
+fn create(target: Arc<Target>, params: Params) -> Pending {
+    Box::pin(async move {
+        let params = params.parse()?;
+        let making = tokio::task::spawn_blocking(move || malloc::create(&target.registry, params));
+        let made = making.await.map_err(|error| RpcError::internal(error.to_string()))?;
+        Ok(made.map_err(|error| bdev::failed(&error))?.name().into())
+    })
 }
 
 fn delete(target: Arc<Target>, params: Params) -> Pending {

@@ -95,6 +95,18 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Set QoS rate limit on a blockdev"),
+    Method::sync("bdev_set_timeout", "bdev_qos", set_timeout)
+        .params(&[
+            NAME,
+            Param::required(
+                "timeout_us",
+                Kind::U64,
+                "time a request may take, in microseconds; 0 is any time",
+            )
+            .cli(Cli::Positional),
+        ])
+        .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
+        .help("Set after what time requests that have not ended are counted and logged"),
 ];
 
 fn find(target: &Target, name: &str) -> Result<Arc<Registered>, RpcError> {
@@ -262,6 +274,17 @@ fn get_histogram_borders(target: &Arc<Target>, params: Params) -> Outcome {
     Ok(json!({ "borders_count": find(target, &name)?.histogram().below(&borders) }))
 }
 
+fn set_timeout(target: &Arc<Target>, params: Params) -> Outcome {
+    #[derive(Deserialize)]
+    struct Set {
+        name: String,
+        timeout_us: u64,
+    }
+    let Set { name, timeout_us } = params.parse()?;
+    find(target, &name)?.set_timeout(timeout_us);
+    Ok(true.into())
+}
+
 fn set_qos_limit(target: &Arc<Target>, params: Params) -> Outcome {
     #[derive(Deserialize)]
     struct Set {
@@ -270,6 +293,6 @@ fn set_qos_limit(target: &Arc<Target>, params: Params) -> Outcome {
         limits: QosParams,
     }
     let Set { name, limits } = params.parse()?;
-    find(target, &name)?.set_qos(limits).map_err(|error| bdev::failed(&error))?;
+    find(target, &name)?.set_qos(limits).map_err(|error| bdev::failed_in_words(&error))?;
     Ok(true.into())
 }
