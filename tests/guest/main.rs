@@ -14,9 +14,24 @@ fn target_with_disk(mib: u64, block_size: u64) -> Target {
     let target = Target::start().unwrap();
     let disk = json!({"name": "Malloc0", "num_blocks": mib * MIB / block_size, "block_size": block_size});
     target.call("bdev_malloc_create", disk).unwrap();
-    let endpoint = json!({"name": "vfu.0", "bdev_name": "Malloc0", "num_queues": 2, "qsize": 256});
-    target.call("vfu_virtio_create_blk_endpoint", endpoint).unwrap();
+    serve(&target, "Malloc0");
     target
+}
+
+/// The same with a disk on a file, by io_uring.
+fn target_with_file(mib: u64, block_size: u64) -> Target {
+    let target = Target::start().unwrap();
+    let filename = target.dir().join("disk");
+    std::fs::File::create(&filename).unwrap().set_len(mib * MIB).unwrap();
+    let disk = json!({"name": "Uring0", "filename": filename, "block_size": block_size});
+    target.call("bdev_uring_create", disk).unwrap();
+    serve(&target, "Uring0");
+    target
+}
+
+fn serve(target: &Target, bdev: &str) {
+    let endpoint = json!({"name": "vfu.0", "bdev_name": bdev, "num_queues": 2, "qsize": 256});
+    target.call("vfu_virtio_create_blk_endpoint", endpoint).unwrap();
 }
 
 #[test]
@@ -32,13 +47,14 @@ fn guest_verifies_its_data_with_two_queues_and_checks_a_file_system() {
 }
 
 #[test]
-fn guest_verifies_its_data_on_blocks_of_4096_bytes() {
+fn guest_verifies_its_data_on_a_file_with_blocks_of_4096_bytes() {
     // mkfs.xfs refuses partitions below 300 MiB.
-    let target = target_with_disk(1024, 4096);
+    let target = target_with_file(1024, 4096);
     let guest = Guest::new("disk.sh")
         .disk(target.endpoint("vfu.0"))
         .env("SIZE_BYTES", &(1024 * MIB).to_string())
         .env("BLOCK_SIZE", "4096")
+        .env("DISCARD", "1")
         .env("FILESYSTEMS", "ext4 xfs");
     guest.run().unwrap().assert_passed();
 }

@@ -53,6 +53,28 @@ impl Target {
         Ok(target)
     }
 
+    /// Starts one on core 0 whose folder has a file system in memory of that size, `small`, and in it a sparse file,
+    /// `disk`. Only the target sees it.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_with_small_disk(size_bytes: u64, disk_bytes: u64) -> Result<Self> {
+        const MOUNT: &str =
+            "mount -t tmpfs -o size=$1 none \"$3\" && truncate -s $2 \"$3/disk\" && shift 3 && exec \"$@\"";
+        let dir = tempfile::tempdir()?;
+        let small = dir.path().join("small");
+        std::fs::create_dir(&small)?;
+        let inner = command(dir.path(), &["-m", "0x1"])?;
+        let mut outer = Command::new("unshare");
+        outer.args(["--user", "--map-root-user", "--mount", "sh", "-c", MOUNT, "sh"]);
+        outer.args([size_bytes.to_string(), disk_bytes.to_string()]).arg(&small);
+        outer.arg(inner.get_program()).args(inner.get_args()).current_dir(root());
+        let child = outer.stderr(log_of(dir.path())?).spawn()?;
+        let mut target = Self { child, dir };
+        target.wait_for_socket()?;
+        Ok(target)
+    }
+
     /// Starts one with these arguments and does not wait for its socket.
     ///
     /// # Errors
@@ -249,8 +271,11 @@ fn command(dir: &Path, args: &[&str]) -> Result<Command> {
 }
 
 fn spawn(dir: &Path, args: &[&str]) -> Result<Child> {
-    let log = File::options().create(true).append(true).open(dir.join("log"))?;
-    Ok(command(dir, args)?.stderr(log).spawn()?)
+    Ok(command(dir, args)?.stderr(log_of(dir)?).spawn()?)
+}
+
+fn log_of(dir: &Path) -> Result<File> {
+    Ok(File::options().create(true).append(true).open(dir.join("log"))?)
 }
 
 impl Drop for Target {
