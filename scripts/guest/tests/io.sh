@@ -3,14 +3,12 @@
 # DEVICE    the disk (default: the only one), 32 MiB or more
 # IRQ       "msix" or "pin": what the disk must use; not checked when empty
 # IMAGE     another disk, whose content is copied onto DEVICE at the end
-# SINCE     1: says how many seconds after the kernel's start the disk was there
 # shellcheck shell=sh source-path=SCRIPTDIR
 # shellcheck disable=SC2317 # run_case calls what looks unreachable
 # shellcheck source=../cases.sh
 . /lib/cases.sh
 
 find_device
-[ -z "${SINCE:-}" ] || dmesg | grep -E " $disk: |\[$disk\]" | head -n 1
 
 # fio_verify OPTIONS...: two jobs on two CPUs.
 fio_verify() {

@@ -21,6 +21,8 @@ use rustix::mm::{Advice, madvise, munmap};
 const INLINE_MAX: usize = 4 << 20;
 /// The thread empties so much at a time: whoever maps something meanwhile waits for one piece, not for all of it.
 const PIECE: usize = 32 << 20;
+/// How far the thread stands back (nice(2); on Linux it is the thread's own).
+const NICE: i32 = 10;
 /// Ranges that wait. With more a client is faster than the thread, and unmaps its own.
 const WAITING_MAX: usize = 1024;
 
@@ -69,7 +71,11 @@ pub(crate) fn start() {
     RELEASER.get_or_init(|| {
         let (sender, ranges) = sync_channel::<Range>(WAITING_MAX);
         let thread = thread::Builder::new().name("dma-release".to_owned());
-        let started = thread.spawn(move || ranges.into_iter().for_each(Range::unmap_slowly));
+        let started = thread.spawn(move || {
+            // Where reactors poll on every core it takes a tenth of one. Refused, it takes more.
+            let _ = rustix::process::nice(NICE);
+            ranges.into_iter().for_each(Range::unmap_slowly);
+        });
         started.inspect_err(|error| tracing::warn!(%error, "reactors unmap guest memory themselves")).ok()?;
         Some(sender)
     });

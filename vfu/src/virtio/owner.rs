@@ -259,8 +259,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             self.remote_epoch = epoch;
             remote.stop();
             // A client that waits for this change may answer nothing before (QEMU's processor waits with the lock that its
-            // DMA needs). So what was read is dropped, to be read again; only what is being written is waited for.
-            let ended = if remote.is_writing() { remote.go_on() } else { Some(Ended::Stopped) };
+            // DMA needs). So what was read is dropped, to be read again; only what is on its way back is waited for.
+            let ended = if remote.is_giving_back() { remote.go_on() } else { Some(Ended::Stopped) };
             match ended {
                 None => return self.serve_remote(),
                 Some(ended) => self.end_remote(ended),

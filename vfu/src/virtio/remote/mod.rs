@@ -141,9 +141,10 @@ impl RemoteQueue {
         self.desk.borrow_mut().stop = true;
     }
 
-    /// Whether guest memory is being written: that has to be waited for.
-    pub(super) fn is_writing(&self) -> bool {
-        self.desk.borrow().writing
+    /// Whether a chain is done and on its way back: that has to be waited for, or it would be done again.
+    pub(super) fn is_giving_back(&self) -> bool {
+        let desk = self.desk.borrow();
+        desk.writing || desk.finished.is_some()
     }
 
     /// Tells it to look at the ring again.
