@@ -6,10 +6,7 @@
 use std::{
     hint::{black_box, spin_loop},
     io::Write,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Duration,
 };
@@ -159,34 +156,51 @@ impl Game for PingPong {
     }
 }
 
-/// The median round trip in nanoseconds: of one request after the other, each timed, as a driver sees it.
-fn round_trip<G: Game>(args: &Args) -> anyhow::Result<f64> {
+/// Asks for a time, each round trip timed as a driver sees it. The median in nanoseconds.
+fn ask_for<G: Game>(game: &G, seconds: f64) -> f64 {
     let clock = Clock::system();
-    let shared = Arc::new(G::default());
-    let (theirs, cpu) = (Arc::clone(&shared), args.cpu);
-    let other = thread::spawn(move || affinity::pin(cpu).map(|()| theirs.answer()));
-    affinity::pin(args.peer)?;
     let mut latency = Latency::new(clock.ticks_per_second());
     let mut turn = 0;
-    let mut until = |seconds: f64, latency: &mut Latency| {
-        let end = clock.now().after(clock.ticks(Duration::from_secs_f64(seconds)));
+    for measured in [seconds / 4.0, seconds] {
+        latency.clear();
         let mut before = clock.now();
-        while before < end && !other.is_finished() {
+        let end = before.after(clock.ticks(Duration::from_secs_f64(measured)));
+        while before < end && !game.is_over().load(Ordering::Relaxed) {
             for _ in 0..TRIPS {
                 turn += 1;
-                shared.ask(turn);
+                game.ask(turn);
                 let now = clock.now();
                 latency.record(now.since(before));
                 before = now;
             }
         }
-    };
-    until(args.seconds / 4.0, &mut latency);
-    latency.clear();
-    until(args.seconds, &mut latency);
-    shared.is_over().store(true, Ordering::Relaxed);
-    other.join().map_err(|_panic| anyhow::anyhow!("the other side panicked"))??;
-    Ok(latency.summary(clock.ticks_per_second()).p50_ns)
+    }
+    latency.summary(clock.ticks_per_second()).p50_ns
+}
+
+/// The median round trip in nanoseconds.
+fn round_trip<G: Game>(args: &Args) -> anyhow::Result<f64> {
+    let game = &G::default();
+    // Each side on a thread of its own, so that this one stays free to choose its core; whoever is done, or could not start,
+    // says that it is over.
+    thread::scope(|scope| {
+        let side = |cpu: usize, play: &dyn Fn() -> f64| {
+            let median = affinity::pin(cpu).map(|()| play());
+            game.is_over().store(true, Ordering::Relaxed);
+            median
+        };
+        let answers = scope.spawn(move || {
+            side(args.cpu, &|| {
+                game.answer();
+                0.0
+            })
+        });
+        let asks = scope.spawn(move || side(args.peer, &|| ask_for(game, args.seconds)));
+        let ended = [answers.join(), asks.join()].map(|joined| joined.expect("neither side panics"));
+        let [answers, asks] = ended;
+        answers?;
+        Ok(asks?)
+    })
 }
 
 /// Copies a second of random blocks, in nanoseconds each.

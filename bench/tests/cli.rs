@@ -106,6 +106,18 @@ fn figures_agree_with_each_other() {
 }
 
 #[test]
+fn open_loop_makes_as_many_requests_as_are_due_and_times_them_from_then() {
+    let served = Served::new(&["--bdev", "null"]);
+    let figures = served.figures(&["--rate", "2000", "--queues", "2", "--depth", "4"]);
+    assert_eq!(figures["rate"], 2000);
+    assert!(figures["requests"].as_u64() > Some(0), "{figures}");
+
+    // Far more than any device does: what waits has been due for long, so the latency grows to a share of the run.
+    let behind = served.figures(&["--rate", "1000000000", "--depth", "1"]);
+    assert!(behind["latency"]["p50_ns"].as_f64() > Some(10e6), "{behind}");
+}
+
+#[test]
 fn json_lines_are_appended() {
     let served = Served::new(&["--bdev", "null"]);
     served.figures(&[]);

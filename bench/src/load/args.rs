@@ -70,7 +70,8 @@ pub(crate) enum Kind {
     Nvme,
 }
 
-/// Drives virtio-blk or NVMe disks over vfio-user sockets, closed loop: each finished request is followed by the next.
+/// Drives virtio-blk or NVMe disks over vfio-user sockets. Closed loop, where each finished request is followed by the
+/// next; or open loop (`--rate`), where requests come when they are due.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Socket of a disk; again for each further disk
@@ -91,6 +92,10 @@ pub(crate) struct Args {
     /// Requests in flight on each queue
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     depth: u16,
+    /// Open loop: so many requests a second over all queues, each timed from when it was due; the depth bounds what is in
+    /// flight on a queue
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    rate: Option<u64>,
     /// Queues of each disk
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     queues: u16,
@@ -173,6 +178,8 @@ pub(crate) struct Plan {
     pub(crate) read_percent: u8,
     pub(crate) block_size: u32,
     pub(crate) depth: u16,
+    /// Requests a second, in open loop.
+    pub(crate) rate: Option<u64>,
     pub(crate) warmup: Duration,
     pub(crate) measured: Duration,
     pub(crate) interval: Duration,
@@ -277,6 +284,7 @@ impl Args {
             },
             block_size,
             depth: self.depth,
+            rate: self.rate,
             warmup: time("warmup", self.warmup, 0.0)?,
             measured: time("seconds", self.seconds, 0.001)?,
             interval: time("interval", self.interval, 0.001)?,

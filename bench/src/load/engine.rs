@@ -1,4 +1,5 @@
-//! The closed loop: every finished request is counted, checked, and followed by the next.
+//! The loop: every finished request is counted and checked. In closed loop it is followed by the next; in open loop the
+//! next ones come when their [`Pace`] says so.
 //!
 //! One thread drives all queues of all disks in turn. While it runs it allocates nothing, makes no system call but the
 //! kicks a device asks for, and reads the clock once for all requests that it finds finished together.
@@ -11,6 +12,7 @@ use vfu::mock::{client::ClientError, ring::RingFault};
 use super::{
     drive::Drive,
     latency::Latency,
+    pace::Pace,
     stamp::Mismatch,
     target::{Pick, Target},
 };
@@ -74,6 +76,9 @@ struct Lane {
     disk: usize,
     queue: usize,
     slots: Box<[Slot]>,
+    in_flight: u16,
+    /// In open loop.
+    pace: Option<Pace>,
 }
 
 /// One disk: its driver and what is asked of it.
@@ -149,7 +154,7 @@ impl<D: Drive> Engine<D> {
         let lanes = disks.iter().enumerate().flat_map(|(disk, there)| {
             (0..there.drive.queues()).map(move |queue| {
                 let slots = vec![Slot::default(); usize::from(there.drive.slots(queue))];
-                Lane { disk, queue, slots: slots.into_boxed_slice() }
+                Lane { disk, queue, slots: slots.into_boxed_slice(), in_flight: 0, pace: None }
             })
         });
         let lanes = lanes.collect();
@@ -172,10 +177,18 @@ impl<D: Drive> Engine<D> {
         }
     }
 
-    /// Puts the next request on a queue. False when there is none.
+    /// Open loop from now on: `rate` requests a second over all queues, with at most the depth in flight on each.
+    pub(crate) fn pace(&mut self, rate: u64) {
+        let queues = self.lanes.len();
+        for (nth, lane) in self.lanes.iter_mut().enumerate() {
+            lane.pace = Some(Pace::new(&self.clock, rate, queues, nth));
+        }
+    }
+
+    /// Puts the next request on a queue, one that started at `now`. False when there is none.
     #[inline]
     fn submit(&mut self, lane: usize, now: Tick) -> bool {
-        let Lane { disk, queue, slots } = &mut self.lanes[lane];
+        let Lane { disk, queue, slots, in_flight, .. } = &mut self.lanes[lane];
         let Disk { drive, target } = &mut self.disks[*disk];
         // The depth fits into the ring, so there is a slot.
         let Some(slot) = drive.next_slot(*queue) else { return false };
@@ -187,12 +200,14 @@ impl<D: Drive> Engine<D> {
         slots[usize::from(slot)] = Slot { started: now, pick };
         let submitted = drive.submit(*queue, pick.write, pick.sector, self.block_size);
         self.in_flight += u32::from(submitted);
+        *in_flight += u16::from(submitted);
         submitted
     }
 
     #[inline]
     fn finish(&mut self, lane: usize, (slot, ok): (u16, bool), now: Tick) -> Result<(), RunError> {
-        let Lane { disk, queue, slots } = &self.lanes[lane];
+        let Lane { disk, queue, slots, in_flight, .. } = &mut self.lanes[lane];
+        *in_flight -= 1;
         let Slot { started, pick } = slots[usize::from(slot)];
         let Disk { drive, target } = &mut self.disks[*disk];
         self.latency.record(now.since(started));
@@ -205,7 +220,24 @@ impl<D: Drive> Engine<D> {
         checked.map_err(|source| RunError::Verify { disk, source })
     }
 
-    /// Takes what has finished on a queue and lets as much follow. How much it was, and when.
+    /// Makes the requests that are due on a queue and have room: how many. Each counts from when it was due.
+    #[inline]
+    fn make_due(&mut self, lane: usize, now: Tick) -> u32 {
+        let mut made = 0;
+        while made < BATCH_MAX && !self.draining && self.lanes[lane].in_flight < self.depth {
+            let due = self.lanes[lane].pace.as_ref().and_then(|pace| pace.due(now));
+            if !due.is_some_and(|due| self.submit(lane, due)) {
+                break;
+            }
+            if let Some(pace) = &mut self.lanes[lane].pace {
+                pace.advance();
+            }
+            made += 1;
+        }
+        made
+    }
+
+    /// Takes what has finished on a queue and lets as much follow, or what is due. When, if there was anything.
     #[inline]
     fn turn(&mut self, lane: usize) -> Result<Option<Tick>, RunError> {
         let (disk, queue) = (self.lanes[lane].disk, self.lanes[lane].queue);
@@ -213,16 +245,23 @@ impl<D: Drive> Engine<D> {
             let polled = engine.disks[disk].drive.poll(queue);
             polled.map_err(|source| RunError::Ring { disk, queue, source })
         };
-        let Some(first) = poll(self)? else { return Ok(None) };
+        let is_paced = self.lanes[lane].pace.is_some();
+        let mut next = poll(self)?;
+        if next.is_none() && !is_paced {
+            return Ok(None);
+        }
         let now = self.clock.now();
-        let (mut next, mut count) = (Some(first), 0);
+        let mut count = 0;
         while let Some(done) = next {
             self.finish(lane, done, now)?;
-            if !self.draining {
+            if !self.draining && !is_paced {
                 self.submit(lane, now);
             }
             count += 1;
             next = if count < self.batch { poll(self)? } else { None };
+        }
+        if is_paced && self.make_due(lane, now) == 0 && count == 0 {
+            return Ok(None);
         }
         self.publish(disk, queue)?;
         self.turns = self.turns.wrapping_add(1);
@@ -241,11 +280,15 @@ impl<D: Drive> Engine<D> {
         Ok(())
     }
 
-    /// Fills every queue up to its depth.
+    /// Fills every queue up to its depth; in open loop it starts the schedules.
     fn fill(&mut self) -> Result<(), RunError> {
         self.draining = false;
         for lane in 0..self.lanes.len() {
             let now = self.clock.now();
+            if let Some(pace) = &mut self.lanes[lane].pace {
+                pace.start(now);
+                continue;
+            }
             let mut filled = 0;
             while filled < self.depth && self.submit(lane, now) {
                 filled += 1;
@@ -272,7 +315,7 @@ impl<D: Drive> Engine<D> {
             if idle >= IDLE_TURNS {
                 idle = 0;
                 let now = self.clock.now();
-                if now.since(last) > self.stall {
+                if now.since(last) > self.stall && self.in_flight > 0 {
                     return Err(RunError::Stalled { in_flight: self.in_flight });
                 }
                 if is_over(self, now) {
@@ -341,6 +384,7 @@ impl<D: Drive> Engine<D> {
     /// See [`RunError`].
     pub(crate) fn read_back(&mut self) -> Result<u64, RunError> {
         self.disks.iter_mut().for_each(|disk| disk.target.read_back());
+        self.lanes.iter_mut().for_each(|lane| lane.pace = None);
         self.counts = Counts::default();
         self.fill()?;
         if self.in_flight > 0 {

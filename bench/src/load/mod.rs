@@ -8,6 +8,7 @@ mod args;
 mod drive;
 mod engine;
 mod latency;
+mod pace;
 mod report;
 mod stamp;
 mod target;
@@ -81,6 +82,9 @@ fn run_on<D: Drive>(plan: &Plan, open: impl Fn(&Plan, &Path) -> anyhow::Result<D
     };
     let ticks_per_second = clock.ticks_per_second();
     let mut engine = Engine::new(clock, disks, plan.depth, plan.block_size);
+    if let Some(rate) = plan.rate {
+        engine.pace(rate);
+    }
     let before = Disturbance::now();
     let outcome = engine.run(&schedule)?;
     let disturbance = Disturbance::now().since(before);

@@ -12,6 +12,8 @@ use serde::Serialize;
 use super::{args::Plan, engine::Outcome, latency::Summary};
 use crate::host::{Disturbance, Host};
 
+/// Of the rate that was asked for so much must be done, or the run is behind.
+const KEPT_UP: f64 = 0.99;
 /// Of the measured time so much may be lost to others before the figures are called noisy, in thousandths.
 const QUIET_PER_MILLE: f64 = 5.0;
 
@@ -26,6 +28,8 @@ pub(crate) struct Report {
     disks: usize,
     queues: u16,
     depth: u16,
+    /// Requests a second that were due, in open loop.
+    rate: Option<u64>,
     block_size: u32,
     read_percent: u8,
     ring_size: u16,
@@ -73,6 +77,7 @@ impl Report {
             disks: plan.sockets.len(),
             queues: plan.driver.queues,
             depth: plan.depth,
+            rate: plan.rate,
             block_size: plan.block_size,
             read_percent: plan.read_percent,
             ring_size: context.ring_size,
@@ -129,6 +134,12 @@ impl Report {
         }
         if let Some(blocks) = self.verified_blocks {
             let _ = writeln!(text, "  {:<18} {blocks} blocks read back right", "verified");
+        }
+        if let Some(rate) = self.rate {
+            let _ = writeln!(text, "  {:<18} {rate} a second, timed from when they were due", "due");
+            if self.iops < rate as f64 * KEPT_UP {
+                let _ = writeln!(text, "  BEHIND: more were due than were done");
+            }
         }
         if self.is_noisy() {
             let waited_ms = self.waited_ns as f64 / 1e6;
