@@ -26,6 +26,7 @@ RETRY_INTERVAL_S = 0.2
 RECEIVE_BYTES = 65536
 
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int32")
+DISCOVERY_NQN = "nqn.2014-08.org.nvmexpress.discovery"
 
 
 class RpcFailure(Exception):
@@ -214,29 +215,53 @@ def add_param(parser, param):
     if cli in ("mib", "mib_fraction"):
         parser.add_argument("total_size", type=float if cli == "mib_fraction" else int, help="size in MiB")
         return
-    settings = {"help": help_of(param)}
-    if cli == "flag":
-        parser.add_argument(*param["spelling"], dest=dest(param), action="store_true", **settings)
+    if cli == "members":
+        for member in param["members"]:
+            add_param(parser, member)
         return
-    if cli == "switch":
-        action = argparse.BooleanOptionalAction
+    settings = {"help": help_of(param)}
+    if cli in ("flag", "flag_off"):
+        action = "store_true" if cli == "flag" else "store_false"
         parser.add_argument(*param["spelling"], dest=dest(param), action=action, **settings)
         return
-    if cli == "list":
-        element = int if any(f"<{integer}>" in param["type"] for integer in INTEGERS) else str
-        settings["type"] = lambda text: [element(part) for part in text.split(",")]
+    if cli in ("switch", "switch_off"):
+        action = argparse.BooleanOptionalAction
+        settings["default"] = None if cli == "switch" else False
+        parser.add_argument(*param["spelling"], dest=dest(param), action=action, required=param["required"], **settings)
+        return
+    if cli in ("list", "set"):
+        settings["type"] = list_reader(param)
+    elif cli == "words":
+        settings["type"] = str.split
+    elif cli == "mask":
+        settings["type"] = lambda text: int(text, base=16)
     elif param["type"] in INTEGERS:
         settings["type"] = int
     elif param["type"] == "boolean":
         settings["type"] = lambda text: {"true": True, "false": False}[text.lower()]
-    if "choices" in param:
+    if "choices" in param and cli != "list":
         settings["choices"] = param["choices"]
-    if cli == "positional":
+    if cli in ("positional", "mask", "nqn"):
         if not param["required"]:
             settings["nargs"] = "?"
         parser.add_argument(dest(param), metavar=param["name"], **settings)
     else:
         parser.add_argument(*param["spelling"], dest=dest(param), required=param["required"], **settings)
+
+
+def list_reader(param):
+    """Reads a comma-separated list; of one with known words, `all` is all of them."""
+    words = param.get("choices") or [member["name"] for member in param.get("members", [])]
+    element = int if any(f"<{integer}>" in param["type"] for integer in INTEGERS) else str
+
+    def read(text):
+        elements = [element(part) for part in text.split(",")]
+        unknown = [one for one in elements if words and one not in (*words, "all")]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of all, {', '.join(words)}")
+        return words if words and "all" in elements else elements
+
+    return read
 
 
 def dest(param):
@@ -258,12 +283,24 @@ def params_of(method, args):
             if args.param_block_size <= 0:
                 raise RpcFailure("ERROR: block_size must be > 0")
             params[param["name"]] = int(args.total_size * 1024 * 1024 // args.param_block_size)
+        elif param["cli"] == "members":
+            members = {member["name"]: given.get(dest(member)) for member in param["members"]}
+            params[param["name"]] = {name: value for name, value in members.items() if value is not None} or None
         elif param["cli"] != "hidden":
-            params[param["name"]] = given[dest(param)]
+            params[param["name"]] = value_of(param, given[dest(param)])
         if "needs" in param and params[param["name"]] and not given["param_" + param["needs"]]:
             option, other = ("--" + name.replace("_", "-") for name in (param["needs"], param["name"]))
             raise RpcFailure(f"ERROR: {option} must be > 0 when {other} is > 0")
     return params
+
+
+def value_of(param, value):
+    """What is sent for what was read."""
+    if param["cli"] == "set" and value is not None:
+        return {name: True for name in value}
+    if param["cli"] == "nqn" and value == "discovery":
+        return DISCOVERY_NQN
+    return value
 
 
 def show(prints, result):

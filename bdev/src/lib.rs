@@ -19,6 +19,7 @@ mod io_channel;
 pub mod iobuf;
 pub mod iov;
 mod notify;
+mod points;
 mod qos;
 mod ready;
 pub mod registry;
@@ -38,6 +39,7 @@ pub use histogram::{HistogramReading, HistogramSpec};
 pub use io_channel::IoChannel;
 pub use iov::IoVec;
 pub use notify::{Notification, Notifications};
+pub use points::POINTS as TRACE;
 pub use qos::QosParams;
 pub use registry::{
     Access, BdevOptions, Change, ClaimKind, Descriptor, Event, QueueDepth, Registered, Registry,

@@ -1,4 +1,5 @@
-//! Fuzz targets: what hostile bytes do to framing, VERSION, configuration space, windows, BARs, and to a whole endpoint.
+//! Fuzz targets: what hostile bytes do to framing, VERSION, configuration space, windows, BARs, and to a whole endpoint;
+//! and to the JSON-RPC server.
 //!
 //! A target takes bytes as its choices ([`choices::Choices`]) and panics when something is wrong. Two drivers call them:
 //! the program of this crate, for short runs and replays without any tool, and `fuzz/libfuzzer`, for long runs guided
@@ -8,6 +9,7 @@ pub mod choices;
 mod config_space;
 mod conversation;
 mod framing;
+mod front_door;
 mod function;
 pub mod seeds;
 mod version;
@@ -30,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "version", run: version::run, len_max: 512 },
     Target { name: "windows", run: windows::run, len_max: 512 },
     Target { name: "function", run: function::run, len_max: 512 },
+    Target { name: "front_door", run: front_door::run, len_max: 1024 },
     Target { name: "framing", run: framing::run, len_max: 1024 },
     Target { name: "conversation", run: conversation::run, len_max: 1024 },
 ];

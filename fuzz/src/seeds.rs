@@ -24,6 +24,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             (0..16).flat_map(|page| [0, page, 1, 1, 10]).chain([6, 0, 15, 11, 3, 3, 3, 3]).collect(),
         ],
         "conversation" => conversations(),
+        "front_door" => requests(),
         _ => Vec::new(),
     }
 }
@@ -40,6 +41,23 @@ fn versions() -> Vec<Vec<u8>> {
         "{\"capabilities\":[1,2,{\"a\":null}]}\0",
     ];
     texts.iter().map(|text| [&[0, 0, 1, 0], text.as_bytes()].concat()).collect()
+}
+
+fn requests() -> Vec<Vec<u8>> {
+    let texts = [
+        r#"{"jsonrpc":"2.0","id":1,"method":"echo","params":{"text":"a\u00e9","byte":255,"flag":true}}"#,
+        r#"{"id":"x","method":"echo","params":{"text":"","word":65535,"long":4294967295,"huge":18446744073709551615}}"#,
+        r#"{"id":1.50e1,"method":"echo","params":{"text":"t","signed":-2147483648,"size":8192.0,"word":1e3}}"#,
+        r#"{"id":null,"method":"echo","params":{"text":"t","uuid":"5f1b9c9e-0000-4000-8000-0123456789ab","choice":"wb"}}"#,
+        r#"{"id":2,"method":"echo","params":{"text":"t","inner":{"tag":7},"list":["a","b"],"any":[{"x":null}]}}"#,
+        r#"{"id":2,"method":"relaxed","params":{"text":"t","other":[1,2],"other":3}} {"method":"none"}"#,
+        r#"[{"id":1,"method":"later","params":{"text":"\ud83d\ude00"}},{"method":"none","params":null},3,{"id":2,"method":"none","params":{}}]"#,
+        r#"{"id":3,"method":"rpc_get_methods","params":{"current":true}}[]{"id":4,"method":"nothing"}nul"#,
+        r#"{"id":5,"id":6,"method":"echo"}{"jsonrpc":"1.0","id":7,"method":"none"}{"id":true,"method":"none"}"#,
+        "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]",
+        "\"\\u0000\" 12 -0.5e-7 true\t{}\r\n// comment",
+    ];
+    texts.iter().map(|text| [&[7], text.as_bytes()].concat()).collect()
 }
 
 fn conversations() -> Vec<Vec<u8>> {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// How long the TSC is compared with the monotonic clock. The two readings at either end are good to some tens of
-/// nanoseconds, so this span gives the rate to a few parts per million.
-const CALIBRATION: Duration = Duration::from_millis(10);
+/// nanoseconds, so this span gives the rate to some ten parts per million. The program starts no sooner than it ends.
+const CALIBRATION: Duration = Duration::from_millis(3);
 
 /// Tries at either end of the calibration; the tightest one counts, so a preemption between two readings does no harm.
 const CALIBRATION_TRIES: usize = 8;
@@ -81,7 +81,7 @@ impl FakeClock {
 }
 
 impl Clock {
-    /// The process's clock. The first call calibrates it, which takes some 10 ms.
+    /// The process's clock. The first call calibrates it, which takes some 3 ms.
     pub fn system() -> Clock {
         static SYSTEM: OnceLock<Clock> = OnceLock::new();
         SYSTEM.get_or_init(|| tsc_clock().unwrap_or_else(Clock::monotonic)).clone()

@@ -15,14 +15,13 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::error::RpcError;
 use crate::exec::{Progress, Reply};
 use crate::frame::Framer;
 use crate::limits::{
-    GONE_CHECK_INTERVAL, IN_FLIGHT_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX, READ_BYTES, REPLY_BYTES_MAX,
-    REQUESTS_PER_TURN, UNSENT_BYTES_MAX,
+    GONE_CHECK_INTERVAL, IN_FLIGHT_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX, READ_BYTES, REQUESTS_PER_TURN,
+    UNSENT_BYTES_MAX,
 };
-use crate::reply;
+use crate::offline;
 use crate::scan::Fault;
 use crate::table::Dispatcher;
 
@@ -213,10 +212,7 @@ impl Connection {
     fn refuse(&mut self, fault: Fault) -> Result<(), Broken> {
         tracing::warn!(?fault, "closing an RPC connection whose input cannot be read");
         if fault == Fault::Syntax {
-            let mut out = Vec::new();
-            reply::append(&mut out, None, &reply::error(RpcError::parse()), REPLY_BYTES_MAX);
-            out.push(b'\n');
-            self.unsent.push(Some(out))?;
+            self.unsent.push(Some(offline::not_json()))?;
         }
         self.phase = Phase::Refused;
         Ok(())

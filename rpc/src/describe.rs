@@ -77,6 +77,8 @@ fn param(param: &Param) -> Value {
     }
     if let Kind::Enum(words) = param.kind {
         set("choices", words.into());
+    } else if let Kind::Array(Kind::Enum(words), _) = param.kind {
+        set("choices", (*words).into());
     } else if !param.choices.is_empty() {
         set("choices", param.choices.into());
     }
@@ -85,6 +87,13 @@ fn param(param: &Param) -> Value {
     }
     let (how, spelling) = match param.cli {
         Cli::Positional => ("positional", ""),
+        Cli::Mask => ("mask", ""),
+        Cli::Nqn => ("nqn", ""),
+        Cli::Members => ("members", ""),
+        Cli::Set(spelling) => ("set", spelling),
+        Cli::SwitchOff(spelling) => ("switch_off", spelling),
+        Cli::FlagOff(spelling) => ("flag_off", spelling),
+        Cli::Words(spelling) => ("words", spelling),
         Cli::Option(spelling) => ("option", spelling),
         Cli::Flag(spelling) => ("flag", spelling),
         Cli::Switch(spelling) => ("switch", spelling),
@@ -94,6 +103,9 @@ fn param(param: &Param) -> Value {
         Cli::Hidden => ("hidden", ""),
     };
     set("cli", how.into());
+    if let (Cli::Members | Cli::Set(_), Kind::Object(members)) = (param.cli, param.kind) {
+        set("members", members.iter().map(self::param).collect());
+    }
     if !spelling.is_empty() {
         set("spelling", spelling.split('/').collect());
     }

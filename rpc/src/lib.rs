@@ -56,6 +56,7 @@ mod exec;
 mod frame;
 mod lock;
 mod number;
+mod offline;
 mod reply;
 mod scan;
 
@@ -64,4 +65,4 @@ pub use method::{Accepts, Cli, Handler, Kind, Method, MethodSpec, Outcome, Param
 pub use params::Params;
 pub use server::{Listen, RpcThread, Server, ServerError};
 pub use stage::{Stage, State};
-pub use table::{Dispatcher, Journal, MethodTable, TableError};
+pub use table::{Dispatcher, Journal, Kept, MethodTable, TableError};

@@ -78,14 +78,28 @@ pub enum Kind {
 pub enum Cli {
     /// A positional argument named like the param; may be left out if the param is optional.
     Positional,
+    /// The same, for a mask in hexadecimal.
+    Mask,
     /// An option with a value, spelled as in `"-b/--name"`.
     Option(&'static str),
     /// An option without a value: given sends true, not given sends false.
     Flag(&'static str),
     /// `--word` sends true, `--no-word` false, neither sends nothing.
     Switch(&'static str),
+    /// `--word` sends true, `--no-word` or neither sends false.
+    SwitchOff(&'static str),
+    /// An option without a value: given sends false, not given sends true.
+    FlagOff(&'static str),
     /// An option whose value is a comma-separated list.
     List(&'static str),
+    /// An option whose value is a list separated by white space.
+    Words(&'static str),
+    /// A positional argument with the NQN of an NVMe subsystem; `discovery` stands for that of the discovery subsystem.
+    Nqn,
+    /// An option whose value is a comma-separated list of members of the object, which are sent as true; `all` is all.
+    Set(&'static str),
+    /// An object whose members are arguments of their own.
+    Members,
     /// A positional argument `total_size` in MiB; what is sent is that many bytes in blocks of the `block_size`
     /// argument.
     BlocksFromMib {

@@ -97,20 +97,24 @@ impl<C: Send + Sync + 'static> MethodTable<C> {
         for Method { spec, handler } in methods {
             let catalogue = Arc::clone(&catalogue);
             let registered = match handler {
-                Handler::Sync(run) => module.register_method(spec.name, move |params, context, _| {
-                    let params = catalogue.checked(&spec, params.as_str())?;
-                    catalogue.begins(&spec)?;
-                    let result = run(context, params)?;
-                    catalogue.has_done(&spec)?;
-                    Ok::<_, RpcError>(result)
-                }),
-                Handler::Async(run) => module.register_async_method(spec.name, move |params, context, _| {
+                // Nothing to wait for: it is answered without a future.
+                Handler::Sync(run) if !spec.may_change() => module
+                    .register_method(spec.name, move |params, context, _| {
+                        run(context, catalogue.checked(&spec, params.as_str())?)
+                    }),
+                handler => module.register_async_method(spec.name, move |params, context, _| {
                     let catalogue = Arc::clone(&catalogue);
                     async move {
                         let params = catalogue.checked(&spec, params.as_str())?;
-                        catalogue.begins(&spec)?;
-                        let result = run(Arc::clone(&context), params).await?;
-                        catalogue.has_done(&spec)?;
+                        let journal = catalogue.journal(&spec);
+                        journal.map_or(Ok(()), |journal| journal.begins(&spec))?;
+                        let result = match handler {
+                            Handler::Sync(run) => run(&context, params)?,
+                            Handler::Async(run) => run(Arc::clone(&context), params).await?,
+                        };
+                        if let Some(journal) = journal {
+                            journal.has_done(&spec).await?;
+                        }
                         Ok::<_, RpcError>(result)
                     }
                 }),
@@ -121,7 +125,11 @@ impl<C: Send + Sync + 'static> MethodTable<C> {
     }
 }
 
-/// Who keeps what calls change. Told on the RPC thread; what it takes, the call takes.
+/// Says that a change is kept, or why it is not.
+pub type Kept = Pin<Box<dyn Future<Output = Result<(), RpcError>> + Send>>;
+
+/// Who keeps what calls change. Told on the RPC thread, which waits for neither disk nor client: what takes long is for
+/// the future.
 pub trait Journal: Send + Sync {
     /// A call begins that may change something.
     ///
@@ -129,11 +137,9 @@ pub trait Journal: Send + Sync {
     /// What its client gets instead: there is no room to keep the change. Nothing is done then.
     fn begins(&self, method: &MethodSpec) -> Result<(), RpcError>;
 
-    /// The call has done what it does; its client is answered when this returns.
-    ///
-    /// # Errors
-    /// What its client gets instead: it is done, but not kept.
-    fn has_done(&self, method: &MethodSpec) -> Result<(), RpcError>;
+    /// The call has done what it does; its client is answered when the future is done. An error is what the client gets
+    /// instead: the change was made, but is not kept.
+    fn has_done(&self, method: &MethodSpec) -> Kept;
 }
 
 struct Catalogue {
@@ -154,12 +160,9 @@ impl Catalogue {
         self.allowed.as_ref().is_none_or(|allowed| allowed.contains(name))
     }
 
-    fn begins(&self, spec: &MethodSpec) -> Result<(), RpcError> {
-        self.journal.get().filter(|_| spec.may_change()).map_or(Ok(()), |journal| journal.begins(spec))
-    }
-
-    fn has_done(&self, spec: &MethodSpec) -> Result<(), RpcError> {
-        self.journal.get().filter(|_| spec.may_change()).map_or(Ok(()), |journal| journal.has_done(spec))
+    /// Who is to keep what a call of this method changes.
+    fn journal(&self, spec: &MethodSpec) -> Option<&dyn Journal> {
+        self.journal.get().filter(|_| spec.may_change()).map(|journal| &**journal)
     }
 
     /// SPDK looks at the state before it looks at the params.

@@ -3,26 +3,16 @@
 //! `spdk_methods.json` holds what SPDK 26.09 declares and answers; docs/conformance.md is the table that comes of the
 //! comparison, written by `scripts/generate`. A difference without a reason in [`EXPLAINED`] fails the test.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    fs,
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeMap, fmt::Write as _, fs, process::Command};
 
 use ringside_tests::{Target, root};
 use serde_json::{Value, json};
 
-use crate::clients::{both, spdk};
+use crate::{calls::calls, clients::spdk};
 
 /// Differences that are meant: method, how what differs begins, why. A param that is added, or a method, explains itself by its
 /// help.
-const EXPLAINED: &[(&str, &str, &str)] = &[(
-    "nvmf_create_transport",
-    "lacks ",
-    "an option of the transports over TCP and RDMA, which are not here; keys that are not known are ignored, as in SPDK",
-)];
+const EXPLAINED: &[(&str, &str, &str)] = &[];
 
 fn methods(path: &str) -> BTreeMap<String, Value> {
     let text = fs::read_to_string(root().join(path)).unwrap();
@@ -125,18 +115,36 @@ fn help_of_added(method: &Value, difference: &str) -> Option<String> {
     (param["required"] == false).then(|| format!("ours: {}", param["help"].as_str().unwrap_or_default()))
 }
 
+/// The errors of each method that SPDK's client is shown.
+fn refusals() -> BTreeMap<String, String> {
+    let mut refusals: BTreeMap<String, String> = BTreeMap::new();
+    for call in calls("running").into_iter().chain(calls("startup")) {
+        let Some(error) = call.error.as_deref().filter(|error| !error.starts_with("-1 ")) else { continue };
+        let errors = refusals.entry(call.method().to_owned()).or_default();
+        if !errors.contains(error) {
+            let comma = if errors.is_empty() { "" } else { ", " };
+            write!(errors, "{comma}`{error}`").unwrap();
+        }
+    }
+    refusals
+}
+
 #[test]
 fn every_difference_from_spdk_is_explained_in_the_table() {
     let (ours, theirs) = (ours(), theirs());
     let mut table = String::from(
         "# Conformance\n\nWritten by `scripts/generate`; do not edit. Every method of the target against SPDK 26.09: \
-         state, params with their types, and the answer to bad params; the tests compare the command lines of both \
-         clients too.\n\n| method | | why |\n|---|---|---|\n",
+         state, params with their types, and the answer to bad params. The tests compare the command lines of both \
+         clients too, and have SPDK's own client call each method, to succeed and to be refused \
+         ([calls.txt](../tests/control/calls.txt)); what it is refused with, besides in the wrong state and where it \
+         is not allowed, stands here too.\n\n| method | | why | refused with |\n|---|---|---|---|\n",
     );
+    let refusals = refusals();
+    let refused = |name: &str| refusals.get(name).map(String::as_str).unwrap_or_default();
     let mut unexplained = Vec::new();
     for (name, differences) in compare() {
         if differences.is_empty() {
-            writeln!(table, "| {name} | same | |").unwrap();
+            writeln!(table, "| {name} | same | | {} |", refused(&name)).unwrap();
         }
         for difference in differences {
             let reason =
@@ -145,13 +153,15 @@ fn every_difference_from_spdk_is_explained_in_the_table() {
                 .map(|(_, _, why)| (*why).to_owned())
                 .or_else(|| help_of_added(&ours[&name], &difference));
             match why {
-                Some(why) => writeln!(table, "| {name} | {difference} | {why} |").unwrap(),
+                Some(why) => {
+                    writeln!(table, "| {name} | {difference} | {why} | {} |", refused(&name)).unwrap();
+                }
                 None => unexplained.push(format!("{name}: {difference}")),
             }
         }
     }
     for (name, method) in ours.iter().filter(|(name, _)| !theirs.contains_key(*name)) {
-        writeln!(table, "| {name} | not in SPDK | {} |", method["help"].as_str().unwrap()).unwrap();
+        writeln!(table, "| {name} | not in SPDK | {} | |", method["help"].as_str().unwrap()).unwrap();
     }
     assert!(unexplained.is_empty(), "{unexplained:#?}");
     let path = root().join("docs/conformance.md");
@@ -164,92 +174,26 @@ fn every_difference_from_spdk_is_explained_in_the_table() {
     );
 }
 
-/// A value for a param on the command line.
-fn value(param: &Value) -> String {
-    let choice = param.get("choices").and_then(|choices| choices.as_array()?.last());
-    if let Some(choice) = choice {
-        return choice.as_str().map_or_else(|| choice.to_string(), str::to_owned);
-    }
-    match param["type"].as_str().unwrap() {
-        "string" | "any" => "word".to_owned(),
-        "boolean" => "true".to_owned(),
-        "uuid" => "5f1b9c9e-0000-4000-8000-0123456789ab".to_owned(),
-        _ if param["name"] == "block_size" => "512".to_owned(),
-        _ => "1".to_owned(),
-    }
-}
-
-/// The command line of a method: with what it requires, or with all that it takes and SPDK has too.
-fn line(method: &Value, theirs: &BTreeMap<&str, &Value>, all: bool) -> Option<String> {
-    let mut words = vec![method["name"].as_str()?.to_owned()];
-    // SPDK's script mode takes a param called like its own option `timeout` for that.
-    let wanted = method["params"]
-        .as_array()?
-        .iter()
-        .filter(|param| theirs.contains_key(param["name"].as_str().unwrap()) && param["name"] != "timeout");
-    for param in wanted {
-        let required = param["required"] == true;
-        match param["cli"].as_str()? {
-            "mib" | "mib_fraction" => words.push("1".to_owned()),
-            "positional" if required || all => words.push(value(param)),
-            "flag" | "switch" if required || all => {
-                words.push(param["spelling"].as_array()?.last()?.as_str()?.to_owned());
-            }
-            // Lists and numbers in other bases are spelled by each method in its own way.
-            "option" if required || all => {
-                words.push(param["spelling"].as_array()?.last()?.as_str()?.to_owned());
-                words.push(value(param));
-            }
-            "list" | "hidden" if required => return None,
-            _ => {}
-        }
-    }
-    Some(words.join(" "))
-}
-
-/// The requests that a client makes of these lines, without sending them.
-fn requests(client: &PathBuf, lines: &str) -> Vec<Value> {
-    use std::io::Write as _;
-    let mut command = Command::new(client);
-    command.arg("--dry-run").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap();
-    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{}: {printed}\n{complaint}", client.display());
-    printed.split("Request:\n").skip(1).map(|text| serde_json::from_str(text).unwrap()).collect()
-}
+/// Lines that the two clients take differently, and why.
+const LINES_EXPLAINED: &[(&str, &str)] =
+    &[("framework_get_pci_devices --format-lspci", "there is never a device to print in that form")];
 
 #[test]
 fn both_clients_make_the_same_requests_of_the_same_command_lines() {
     let theirs = theirs();
-    let known = |name: &str| theirs.get(name).map(params);
-    let methods = ours();
-    let both_lines = methods.iter().filter_map(|(name, method)| {
-        // It sends what the transports over TCP and RDMA have besides.
-        let known = known(name).filter(|_| name != "nvmf_create_transport")?;
-        // SPDK's command line has not all of what its nvmf methods take.
-        let whole = line(method, &known, true).filter(|_| method["group"] != "nvmf");
-        Some([line(method, &known, false), whole])
-    });
-    let lines: Vec<String> = both_lines.flatten().flatten().collect();
-    let script = lines.join("\n");
-    let [their_client, our_client] = both();
-    let (their_requests, mut our_requests) =
-        (requests(&their_client, &script), requests(&our_client, &script));
-    for request in &mut our_requests {
-        let known = params(&theirs[request["method"].as_str().unwrap()]);
-        // Flags of our own are sent as false.
-        if let Some(sent) = request.get_mut("params").and_then(Value::as_object_mut) {
-            sent.retain(|name, value| known.contains_key(name.as_str()) || *value != json!(false));
-        }
-    }
-    let pairs = lines.iter().zip(their_requests.iter().zip(&our_requests));
-    let differ: Vec<_> = pairs.filter(|(_, (their, our))| their != our).collect();
-    assert!(differ.is_empty(), "{differ:#?}");
-    assert_eq!(their_requests.len(), lines.len());
-    assert_eq!(our_requests.len(), lines.len());
+    let mut command = Command::new(spdk("python3"));
+    command.arg(root().join("tests/control/command_lines.py")).arg(root().join("scripts/rpc.py"));
+    command.args(ours().into_keys().filter(|name| theirs.contains_key(name)));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+
+    assert!(report["compared"].as_u64().is_some_and(|lines| lines > 700), "{}", report["compared"]);
+    let is_explained = |line: &Value| LINES_EXPLAINED.iter().any(|(explained, _)| line["line"] == *explained);
+    let different = report["different"].as_array().unwrap();
+    let unexplained: Vec<&Value> = different.iter().filter(|line| !is_explained(line)).collect();
+    assert!(unexplained.is_empty(), "{unexplained:#?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "all of it is a test, the steps that tests share too")]
 
+mod calls;
 mod clients;
 mod configs;
 mod conformance;
@@ -11,3 +12,4 @@ mod flags;
 mod journal;
 mod model;
 mod peers;
+mod trace;

@@ -223,11 +223,11 @@ fn scsi_targets_come_and_go_by_both_clients_and_wrong_ones_are_refused() {
     };
     assert_eq!(add(8, "Malloc1"), error(-32602, "Invalid argument"));
     assert_eq!(add(0, "Malloc2"), error(-32602, "File exists"));
-    assert_eq!(add(1, "Malloc9"), error(-32602, "No such device"));
+    assert_eq!(add(1, "Malloc9"), error(-32602, "Bad address"));
     let remove = |name: &str, number: u8| {
         target.call("vfu_virtio_scsi_remove_target", json!({"name": name, "scsi_target_num": number}))
     };
-    assert_eq!(remove("scsi1", 3), error(-32602, "No such device"));
+    assert_eq!(remove("scsi1", 3), error(-32602, "No such file or directory"));
     assert_eq!(remove("scsi9", 0), error(-32602, "No such file or directory"));
     succeed(&target, "vfu_virtio_scsi_remove_target scsi{} --scsi-target-num 0");
     succeed(&target, "vfu_virtio_delete_endpoint scsi{}");

@@ -9,13 +9,19 @@ use clap::{ArgAction, ArgGroup, Parser};
 use reactor::{CORE_LOCK_DIR, CoreMask, Mode};
 
 use crate::log::Wishes;
+use crate::show_trace::ShowTrace;
 use crate::values::{FileMode, LcoreMap, MemSize, Owner};
 
 /// A polled storage target that serves virtual PCI disks to virtual machines.
 #[derive(Debug, Parser)]
 #[command(name = "ringside", version, disable_version_flag = true)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(group(ArgGroup::new("hugepages").args(["single_file_segments", "huge_unlink", "huge_dir"]).multiple(true)))]
 pub(crate) struct Args {
+    /// What to do instead of serving disks.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     /// Cores to run a reactor on: a mask (0x3) or a list ([0,2-4]).
     #[arg(short = 'm', long = "cpumask", value_name = "MASK|[LIST]", default_value = "0x1", value_parser = cores)]
     cpumask: CoreMask,
@@ -116,17 +122,17 @@ pub(crate) struct Args {
     #[arg(short = 'd', long)]
     pub(crate) limit_coredump: bool,
 
-    /// Tag of shared memory of a trace. Without effect: there is no trace yet.
+    /// The end of the name of the trace's file in /dev/shm. Default: pid and the process id.
     #[arg(short = 'i', long, value_name = "ID")]
-    shm_id: Option<u32>,
+    pub(crate) shm_id: Option<u32>,
 
-    /// Trace points to turn on. Without effect: there is no trace yet.
+    /// Trace points to turn on, or all.
     #[arg(short = 'e', long = "tpoint-group", value_name = "GROUP[:MASK|NAME+NAME]", value_delimiter = ',')]
-    tpoint_groups: Vec<String>,
+    pub(crate) tpoint_groups: Vec<String>,
 
-    /// Events that a trace keeps; a power of two. Without effect: there is no trace yet.
-    #[arg(long, value_name = "ENTRIES", value_parser = power_of_two)]
-    num_trace_entries: Option<u32>,
+    /// Events that the trace keeps for each reactor: a power of two, or 0 for no trace.
+    #[arg(long, value_name = "ENTRIES", default_value_t = 32768, value_parser = power_of_two)]
+    pub(crate) num_trace_entries: u32,
 
     /// Give up, before anything is served, all that a storage target has no use for: programs to run, networks, other
     /// processes, and files outside of the folders named by other flags (docs/threat-model.md).
@@ -143,6 +149,13 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     dpdk: Dpdk,
+}
+
+/// What the program does besides being a target.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Print the trace of a target, one that runs or one that has died.
+    Trace(ShowTrace),
 }
 
 /// Flags about the memory and the PCI devices of DPDK. Neither is used here: they are accepted, and said to be idle.
@@ -245,12 +258,7 @@ impl Args {
 
     /// Flags that were given and have no effect.
     pub(crate) fn idle_flags(&self) -> Vec<&'static str> {
-        let trace = [
-            ("--shm-id", self.shm_id.is_some()),
-            ("--tpoint-group", !self.tpoint_groups.is_empty()),
-            ("--num-trace-entries", self.num_trace_entries.is_some()),
-        ];
-        self.dpdk.given().chain(trace.into_iter().filter_map(|(flag, given)| given.then_some(flag))).collect()
+        self.dpdk.given().collect()
     }
 
     /// When reactors poll and when they sleep.
@@ -302,8 +310,10 @@ mod tests {
                      --msg-mempool-size 1024 --iova-mode va --base-virtaddr 0x200000000000 --enforce-numa -g -R \
                      --huge-dir /h --vfio-vf-token 00000000-0000-0000-0000-000000000000 --env-context x";
         let args = parse(flags).unwrap();
-        assert_eq!(args.idle_flags().len(), 15);
+        assert_eq!(args.idle_flags().len(), 12);
         assert_eq!(args.log_flags, ["bdev", "rpc*"]);
+        assert_eq!((args.shm_id, args.num_trace_entries), (Some(7), 1024));
+        assert_eq!(args.tpoint_groups, ["bdev", "vfu:0x3"]);
         assert_eq!(args.rpcs_allowed.as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
         assert_eq!(args.config_file(), Some(Path::new("/c")));
         assert!(parse("").unwrap().idle_flags().is_empty());

@@ -54,6 +54,9 @@ pub(crate) enum EndpointError {
     /// Not a SCSI endpoint, or a target it does not have.
     #[error("endpoint {0} is no SCSI endpoint")]
     NotScsi(String),
+    /// What is to be a SCSI target does not exist.
+    #[error("bdev: {0}")]
+    TargetBdev(bdev::Error),
     /// A SCSI target that cannot be added or removed.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -75,7 +78,8 @@ impl EndpointError {
             Self::Bind(BindError::NotASocket(_)) => Errno::EXIST,
             Self::Bind(BindError::Create { source, .. }) => return source.raw_os_error().unwrap_or(5),
             Self::Target(TargetError::InUse(_)) => Errno::EXIST,
-            Self::Target(TargetError::Missing(_)) => Errno::NODEV,
+            Self::Target(TargetError::Missing(_)) => Errno::NOENT,
+            Self::TargetBdev(_) => Errno::FAULT,
             Self::Target(TargetError::Number(_)) | Self::NotScsi(_) => Errno::INVAL,
             Self::Reactor(_) => Errno::AGAIN,
         };
@@ -345,7 +349,8 @@ impl Endpoints {
             return Err(EndpointError::NotScsi(name.to_owned()));
         };
         let slot = targets.slot(target)?;
-        let access = if registry.get(bdev_name)?.info().read_only { Access::Read } else { Access::ReadWrite };
+        let bdev = registry.get(bdev_name).map_err(EndpointError::TargetBdev)?;
+        let access = if bdev.info().read_only { Access::Read } else { Access::ReadWrite };
         let descriptor = Arc::new(registry.open(bdev_name, access, slot.callback())?);
         slot.add(descriptor, &self.reservations)?;
         endpoint.calls.push(call);
@@ -370,12 +375,16 @@ impl Endpoints {
     /// no such endpoint.
     pub(crate) fn set_cpumask(&self, thread: u64, mask: &str) -> Result<bool, EndpointError> {
         let (mask, reactors) = self.reactors_of(Some(mask))?;
-        let inner = self.lock();
-        let Some(entry) = inner.by_name.values().find(|entry| entry.group.id() == thread) else {
+        let mut inner = self.lock();
+        let Some(entry) = inner.by_name.values_mut().find(|entry| entry.group.id() == thread) else {
             return Ok(false);
         };
         entry.group.set_cpumask(mask);
         entry.handle.place(reactors);
+        // Its create call comes first: from now on it makes an endpoint that is there.
+        if let Some(params) = entry.calls.first_mut().and_then(|create| create.params.as_mut()) {
+            params["cpumask"] = format!("0x{mask}").into();
+        }
         Ok(true)
     }
 

@@ -15,9 +15,11 @@ mod nvmf;
 mod run;
 mod sandbox;
 mod scheduler;
+mod show_trace;
 mod state;
 mod subsystems;
 mod target;
+mod tracepoints;
 mod values;
 
 use std::process::ExitCode;
@@ -27,7 +29,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
-    let args = args::Args::parse();
+    let mut args = args::Args::parse();
+    if let Some(args::Command::Trace(show)) = args.command.take() {
+        return show_trace::run(&show);
+    }
     if let Err(error) = log::apply(args.log_wishes()) {
         args::Args::command().error(ErrorKind::InvalidValue, error).exit();
     }

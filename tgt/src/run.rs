@@ -20,6 +20,7 @@ use crate::{
     methods, monitor, sandbox, scheduler,
     state::{self, Journal, Keeper},
     target::{Launch, Target},
+    tracepoints::Tracepoints,
 };
 
 /// How long the end waits for endpoints whose I/O does not finish.
@@ -90,7 +91,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     };
     let core_claims = CoreClaims::new(args.cores(), args.core_lock_dir.clone());
     let endpoints = Endpoints::new(handles.clone(), sockets);
-    let target = Arc::new(Target::new(handles, app_thread, endpoints, core_claims));
+    let tracepoints = Tracepoints::new(handles.clone(), args.shm_id, args.num_trace_entries);
+    for flag in &args.tpoint_groups {
+        tracepoints.enable_flag(flag)?;
+    }
+    let target = Arc::new(Target::new(handles, app_thread, endpoints, core_claims, tracepoints));
     if !args.disable_cpumask_locks {
         target.core_claims.claim()?;
     }
@@ -110,6 +115,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         }
     })?;
     reactors.stop();
+    target.tracepoints.close();
     target.core_claims.release();
     tracing::info!("stopped");
     served
@@ -242,7 +248,7 @@ fn running(
     let pid_file = args.pid_file.clone();
     Box::new(move || {
         if let (Some(journal), Some(target)) = (journal, target.upgrade()) {
-            dispatcher.set_journal(Arc::new(Keeper::start(&target, journal)?));
+            dispatcher.set_journal(Keeper::start(&target, journal)?);
         }
         pid_file.as_deref().map_or(Ok(()), write_pid)
     })

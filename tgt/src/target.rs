@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bdev::{Notifications, Registry};
-use reactor::{Group, Handle};
+use reactor::{Group, Handle, Mode};
 use rpc::{Stage, State};
 use tokio::sync::{Notify, watch};
 
@@ -15,6 +15,7 @@ use crate::{
     monitor::Monitor,
     nvmf::Nvmf,
     scheduler::Scheduler,
+    tracepoints::Tracepoints,
 };
 
 /// How the target gets from STARTUP to RUNTIME.
@@ -39,6 +40,8 @@ pub(crate) struct Target {
     pub(crate) nvmf: Nvmf,
     /// The reactors, by core.
     pub(crate) reactors: Vec<Handle>,
+    /// What their modes were at the start: the flags' choice, which a configuration need not repeat.
+    pub(crate) first_mode: Mode,
     /// Which reactor a queue runs on, over time.
     pub(crate) scheduler: Scheduler,
     /// Watches for context switches of the reactors.
@@ -47,6 +50,8 @@ pub(crate) struct Target {
     pub(crate) stage: Stage,
     /// Notified when a bdev appears.
     pub(crate) bdev_appeared: Arc<Notify>,
+    /// The trace.
+    pub(crate) tracepoints: Tracepoints,
     /// The lock files of the cores.
     pub(crate) core_claims: CoreClaims,
     /// What is still to be done to start.
@@ -68,6 +73,7 @@ impl Target {
         app_thread: Group,
         endpoints: Endpoints,
         core_claims: CoreClaims,
+        tracepoints: Tracepoints,
     ) -> Self {
         let registry = Registry::new();
         let notifications = Notifications::watching(&registry);
@@ -83,7 +89,9 @@ impl Target {
             scheduler: Scheduler::new(reactors.first().map_or(0, Handle::core)),
             monitor: Monitor::default(),
             core_claims,
+            tracepoints,
             nvmf: Nvmf::new(reactors.clone()),
+            first_mode: reactors.first().map_or(Mode::default(), |reactor| reactor.mode()),
             reactors,
             stage: Stage::new(State::Startup),
             bdev_appeared,

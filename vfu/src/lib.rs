@@ -14,6 +14,7 @@ mod last_words;
 pub mod mock;
 pub mod nvme;
 pub mod pci;
+pub mod points;
 pub mod stages;
 pub mod virtio;
 pub mod wire;

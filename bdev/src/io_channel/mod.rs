@@ -10,8 +10,10 @@ mod request_limits;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::histogram::ChannelHistogram;
+use crate::points::{CHANNEL_CREATE, CHANNEL_DESTROY, IO_DONE, IO_START, POINTS};
 use crate::qos::Share;
 use crate::registry::{Gate, Open};
 use crate::stats::ChannelCounters;
@@ -64,6 +66,8 @@ pub struct IoChannel {
     // Dropped before `open`: the bdev may go only after its channels.
     inner: Box<dyn Channel>,
     slots: Box<[Slot]>,
+    /// Its number among all channels, shifted: with a token, the object of trace events.
+    trace_id: u64,
     now: u64,
     in_flight: u32,
     /// Bit n: the kind with discriminant n is supported, and allowed through this descriptor.
@@ -110,8 +114,12 @@ impl IoChannel {
             }
         }
         let gate = registered.gate().clone();
+        static CHANNELS: AtomicU64 = AtomicU64::new(1);
+        let trace_id = CHANNELS.fetch_add(1, Ordering::Relaxed) << 16;
+        POINTS.record_text(CHANNEL_CREATE, trace_id >> 16, &info.name);
         let mut channel = IoChannel {
             inner,
+            trace_id,
             slots: vec![Slot::FREE; usize::from(depth)].into_boxed_slice(),
             now: 0,
             in_flight: 0,
@@ -222,6 +230,8 @@ impl IoChannel {
                     *slot = Slot::new(self.now, bytes, kind);
                 }
                 self.in_flight += 1;
+                let io = self.trace_id | u64::from(req.token.0);
+                POINTS.record(IO_START, io, [kind as u64, req.lba, req.blocks, 0]);
                 Ok(())
             }
             Err(rejected) => Err(self.rejected(rejected, kind, bytes)),
@@ -323,6 +333,8 @@ impl IoChannel {
             };
             debug_assert!(!slot.is_free(), "a type completed a request twice");
             let Slot { submitted, bytes_and_kind } = std::mem::replace(slot, Slot::FREE);
+            let io = self.trace_id | u64::from(completion.token.0);
+            POINTS.record(IO_DONE, io, [completion.status as u64, 0, 0, 0]);
             if completion.status == Status::Ok {
                 let kind =
                     OpKind::ALL[((bytes_and_kind >> KIND_SHIFT) as usize).saturating_sub(1) % OpKind::COUNT];
@@ -363,6 +375,7 @@ impl IoChannel {
 
 impl Drop for IoChannel {
     fn drop(&mut self) {
+        POINTS.record_text(CHANNEL_DESTROY, self.trace_id >> 16, &self.info.name);
         if self.in_flight > 0 {
             let (bdev, in_flight) = (&self.info.name, self.in_flight);
             tracing::warn!(%bdev, in_flight, "channel dropped before it was drained");

@@ -149,24 +149,39 @@ impl Registry {
         entries.extend(examined.into_iter().map(|name| ("bdev_examine", json!({ "name": name }))));
         // Before their bases, as SPDK has them: who is made later waits.
         entries.extend(virtuals.iter().filter_map(|v| v.config()));
+        // When one on others appears depends on the order of those: its services are told behind all creates, by name.
+        let mut of_virtuals = Vec::new();
         for bdev in self.list().into_iter().filter(|bdev| !bdev.is_removed()) {
-            entries.extend(bdev.bdev().config());
-            let limits = bdev.qos();
-            if limits.any() {
-                let mut params = json!(limits);
-                params["name"] = bdev.name().into();
-                entries.push(("bdev_set_qos_limit", params));
-            }
-            let timeout_us = bdev.timeout().timeout_us;
-            if timeout_us > 0 {
-                let params = json!({ "name": bdev.name(), "timeout_us": timeout_us });
-                entries.push(("bdev_set_timeout", params));
-            }
-            if bdev.has_histogram() {
-                entries.push(("bdev_enable_histogram", json!({ "name": bdev.name(), "enable": true })));
+            let creates = bdev.bdev().config();
+            if creates.is_none() {
+                of_virtuals.push((bdev.name().to_owned(), services(&bdev)));
+            } else {
+                entries.extend(creates);
+                entries.extend(services(&bdev));
             }
         }
+        of_virtuals.sort_by(|(one, _), (other, _)| one.cmp(other));
+        entries.extend(of_virtuals.into_iter().flat_map(|(_, services)| services));
         entries.push(("bdev_wait_for_examine", Value::Null));
         entries
     }
+}
+
+/// The calls that set what applies to bdevs of every type.
+fn services(bdev: &Registered) -> Vec<(&'static str, Value)> {
+    let mut entries = Vec::new();
+    let limits = bdev.qos();
+    if limits.any() {
+        let mut params = json!(limits);
+        params["name"] = bdev.name().into();
+        entries.push(("bdev_set_qos_limit", params));
+    }
+    let timeout_us = bdev.timeout().timeout_us;
+    if timeout_us > 0 {
+        entries.push(("bdev_set_timeout", json!({ "name": bdev.name(), "timeout_us": timeout_us })));
+    }
+    if bdev.has_histogram() {
+        entries.push(("bdev_enable_histogram", json!({ "name": bdev.name(), "enable": true })));
+    }
+    entries
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Tick};
 use crate::control::Mode;
 use crate::handle::Message;
+use crate::points::{POINTS, POLLER_PARK, POLLER_WAKE};
 use crate::poller::{Park, Work};
 use crate::stats::PollerState;
 
@@ -222,6 +223,7 @@ impl Reactor {
         tenant.counters.set_state(PollerState::Active);
         tenant.park_at = self.now.after(patience_ticks);
         self.active.push(slot);
+        POINTS.record_text(POLLER_WAKE, slot.into(), &tenant.counters.name);
         tenant.poller.unpark();
     }
 
@@ -290,6 +292,7 @@ impl Reactor {
             None => {
                 tenant.place = Place::Parked;
                 tenant.counters.set_state(PollerState::Parked);
+                POINTS.record_text(POLLER_PARK, slot.into(), &tenant.counters.name);
                 tenant.publish_runs();
                 self.active.swap_remove(self.cursor);
                 false

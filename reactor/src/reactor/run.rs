@@ -6,8 +6,11 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use trace::ARGS;
+
 use crate::clock::Tick;
 use crate::handle::mark_reactor_thread;
+use crate::points::{POINTS, REACTOR_SLEEP, REACTOR_WAKE};
 
 use super::{Pass, Reactor};
 
@@ -45,6 +48,8 @@ impl Reactor {
     /// Waits for the bell, a watched descriptor, or the tick `until`.
     pub(super) fn sleep(&mut self, until: Option<Tick>) {
         self.shared.counters.sleeps.add(1);
+        let core = u64::from(self.core());
+        POINTS.record(REACTOR_SLEEP, core, [0; ARGS]);
         let timeout = until.map(|until| {
             // Rounded up, or the last nanosecond would be waited for in many short waits.
             self.clock.duration(until.since(self.clock.now())) + Duration::from_nanos(1)
@@ -54,6 +59,7 @@ impl Reactor {
         let slept_ticks = self.read_clock();
         self.last_look = self.now;
         self.shared.counters.slept_ticks.add(slept_ticks);
+        POINTS.record(REACTOR_WAKE, core, [slept_ticks, 0, 0, 0]);
         if until.is_none_or(|until| self.now < until) {
             self.shared.counters.wakeups.add(1);
         }

@@ -4,6 +4,7 @@
 
 mod client;
 mod flow;
+mod keeping;
 mod life;
 mod limits;
 mod methods;

@@ -47,7 +47,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
             Param::required("name", Kind::String, "name or alias of the bdev").cli(Cli::Option("-b/--name"))
         ])
         .bad_params(-32602, "spdk_json_decode_object failed")
-        .help("Examine a bdev if it exists, or when it is created"),
+        .help("Examine a bdev if it exists, or when it is created")
+        .example(r#"{"name": "Malloc0"}"#),
     Method::sync("bdev_wait_for_examine", "bdev_core", wait_for_examine)
         .bad_params(-32602, "bdev_wait_for_examine requires no parameters")
         .help("Report when all bdevs have been examined"),
@@ -61,7 +62,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 "0",
                 "Time in ms to wait for the bdev with this name to appear",
             )
-            .cli(Cli::Option("-t/--timeout")),
+            .cli(Cli::Option("-t/--timeout-ms")),
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Display current bdev list or required bdev")

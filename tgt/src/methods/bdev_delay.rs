@@ -27,11 +27,13 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Add a delay bdev on existing bdev")
+        .example(r#"{"base_bdev_name": "Malloc1", "name": "Delay0", "avg_read_latency": 100, "p99_read_latency": 500, "avg_write_latency": 100, "p99_write_latency": 500}"#)
         .prints(Prints::Bare),
     Method::later("bdev_delay_delete", "bdev_delay", delete)
         .params(&[Param::required("name", Kind::String, "delay bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Delete a delay bdev"),
+        .help("Delete a delay bdev")
+        .example(r#"{"name": "Delay1"}"#),
     Method::sync("bdev_delay_update_latency", "bdev_delay", update)
         .params(&[
             Param::required("delay_bdev_name", Kind::String, "name of the delay bdev").cli(Cli::Positional),
@@ -45,6 +47,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Update one of the latency values for a given delay bdev")
+        .example(r#"{"delay_bdev_name": "Delay1", "latency_type": "avg_read", "latency_us": 500}"#)
         .prints(Prints::Bare),
 ];
 

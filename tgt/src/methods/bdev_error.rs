@@ -19,11 +19,13 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Add bdev with error injection backend")
+        .example(r#"{"base_name": "Malloc1"}"#)
         .prints(Prints::Bare),
     Method::later("bdev_error_delete", "bdev_error", delete)
         .params(&[Param::required("name", Kind::String, "error bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Delete an error bdev"),
+        .help("Delete an error bdev")
+        .example(r#"{"name": "EE_Malloc3"}"#),
     Method::sync("bdev_error_inject_error", "bdev_error", inject)
         .params(&[
             Param::required("name", Kind::String, "name of the error bdev").cli(Cli::Positional),
@@ -52,11 +54,13 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 .cli(Cli::Option("-v/--corrupt-value")),
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Inject an error"),
+        .help("Inject an error")
+        .example(r#"{"name": "EE_Malloc3", "io_type": "read", "error_type": "failure", "num": 1}"#),
     Method::sync("bdev_error_resume_pending", "bdev_error", resume)
         .params(&[Param::required("name", Kind::String, "name of the error bdev").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Resume pending requests"),
+        .help("Resume pending requests")
+        .example(r#"{"name": "EE_Malloc3"}"#),
 ];
 
 fn create(target: &Arc<Target>, params: Params) -> Outcome {

@@ -29,16 +29,19 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Create a bdev with io_uring backend")
+        .example(r#"{"filename": "/path/to/disk.img", "name": "Uring0", "block_size": 512}"#)
         .prints(Prints::Bare),
     Method::sync("bdev_uring_rescan", "bdev_uring", rescan_uring)
         .params(&[Param::required("name", Kind::String, "uring bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Look at the size of a uring bdev's file again")
+        .example(r#"{"name": "Uring1"}"#)
         .prints(Prints::Bare),
     Method::later("bdev_uring_delete", "bdev_uring", |target, params| delete(&target, "uring", params))
         .params(&[Param::required("name", Kind::String, "uring bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Delete a uring bdev"),
+        .help("Delete a uring bdev")
+        .example(r#"{"name": "Uring1"}"#),
     Method::sync("bdev_aio_create", "bdev_aio", create_aio)
         .params(&[
             FILENAME,
@@ -53,16 +56,19 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Add a bdev with aio backend")
+        .example(r#"{"filename": "/path/to/disk.img", "name": "Aio0", "block_size": 512}"#)
         .prints(Prints::Bare),
     Method::sync("bdev_aio_rescan", "bdev_aio", rescan_aio)
         .params(&[Param::required("name", Kind::String, "aio bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Look at the size of an aio bdev's file again")
+        .example(r#"{"name": "Aio1"}"#)
         .prints(Prints::Bare),
     Method::later("bdev_aio_delete", "bdev_aio", |target, params| delete(&target, "aio", params))
         .params(&[Param::required("name", Kind::String, "aio bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Delete an aio disk"),
+        .help("Delete an aio disk")
+        .example(r#"{"name": "Aio1"}"#),
 ];
 
 fn create_uring(target: &Arc<Target>, params: Params) -> Outcome {

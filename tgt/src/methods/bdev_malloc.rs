@@ -20,8 +20,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
             Param::optional("optimal_io_boundary", Kind::U32, "0", "split on this boundary, in blocks")
                 .cli(Cli::Option("-o/--optimal-io-boundary")),
             Param::optional("md_size", Kind::U32, "0", "metadata size for this bdev (0, 8, 16, 32, 64, 128)")
-                .cli(Cli::Option("-m/--md-size"))
-                .choices(&[0, 8, 16, 32, 64, 128]),
+                .cli(Cli::Option("-m/--md-size")),
             Param::optional("md_interleave", Kind::Bool, "false", "metadata inline with data")
                 .cli(Cli::Flag("-i/--md-interleave")),
             Param::optional("dif_type", Kind::I32, "0", "protection information type")
@@ -49,7 +48,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Create a bdev with malloc backend")
-        .example(r#"{"name": "Malloc1", "num_blocks": 32768, "block_size": 512}"#)
+        .example(r#"{"name": "Malloc8", "num_blocks": 32768, "block_size": 512}"#)
         .prints(Prints::Bare),
     Method::later("bdev_malloc_delete", "bdev_malloc", delete)
         .params(&[Param::required("name", Kind::String, "malloc bdev name").cli(Cli::Positional)])

@@ -28,7 +28,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 .cli(Cli::Option("-m/--md-size")),
             Param::optional("dif_type", Kind::I32, "0", "protection information type")
                 .cli(Cli::Option("-t/--dif-type"))
-                .choices(&[0, 1, 2, 3]),
+                .choices(&[0, 1, 2, 3])
+                .needs("md_size"),
             Param::optional("dif_pi_format", Kind::U32, "0", "protection information format")
                 .cli(Cli::Option("-f/--dif-pi-format"))
                 .choices(&[0, 1, 2]),
@@ -40,15 +41,15 @@ pub(super) const METHODS: &[Method<Target>] = &[
             )
             .cli(Cli::Flag("-d/--dif-is-head-of-md")),
             Param::optional("preferred_write_granularity", Kind::U32, "0", "hint in blocks")
-                .cli(Cli::Option("--preferred-write-granularity")),
+                .cli(Cli::Option("-g/--preferred-write-granularity")),
             Param::optional("preferred_write_alignment", Kind::U32, "0", "hint in blocks")
-                .cli(Cli::Option("--preferred-write-alignment")),
+                .cli(Cli::Option("-a/--preferred-write-alignment")),
             Param::optional("optimal_write_size", Kind::U32, "0", "hint in blocks")
-                .cli(Cli::Option("--optimal-write-size")),
+                .cli(Cli::Option("-s/--optimal-write-size")),
             Param::optional("preferred_unmap_granularity", Kind::U32, "0", "hint in blocks")
-                .cli(Cli::Option("--preferred-unmap-granularity")),
+                .cli(Cli::Option("-r/--preferred-unmap-granularity")),
             Param::optional("preferred_unmap_alignment", Kind::U32, "0", "hint in blocks")
-                .cli(Cli::Option("--preferred-unmap-alignment")),
+                .cli(Cli::Option("-c/--preferred-unmap-alignment")),
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Add a bdev with null backend")
@@ -67,6 +68,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Resize a null bdev")
+        .example(r#"{"name": "Null1", "new_size": 128}"#)
         .prints(Prints::Bare),
 ];
 

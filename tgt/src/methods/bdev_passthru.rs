@@ -19,11 +19,13 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Add a pass through bdev on existing bdev")
+        .example(r#"{"base_bdev_name": "Malloc1", "name": "Pass0"}"#)
         .prints(Prints::Bare),
     Method::later("bdev_passthru_delete", "bdev_passthru", delete)
         .params(&[Param::required("name", Kind::String, "pass through bdev name").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Delete a pass through bdev"),
+        .help("Delete a pass through bdev")
+        .example(r#"{"name": "Pass1"}"#),
 ];
 
 fn create(target: &Arc<Target>, params: Params) -> Outcome {

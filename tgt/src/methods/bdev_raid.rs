@@ -51,6 +51,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("List arrays")
+        .example(r#"{"category": "all"}"#)
         .prints(Prints::Json),
     Method::sync("bdev_raid_create", "bdev_raid", create)
         .params(&[
@@ -64,7 +65,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
             )
             .cli(Cli::Option("-r/--raid-level")),
             Param::required("base_bdevs", Kind::Array(&Kind::String, 255), "names of the bases")
-                .cli(Cli::List("-b/--base-bdevs")),
+                .cli(Cli::Words("-b/--base-bdevs")),
             Param::optional("uuid", Kind::Uuid, "random", "UUID of the array").cli(Cli::Option("--uuid")),
             Param::optional(
                 "superblock",
@@ -75,7 +76,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
             .cli(Cli::Flag("-s/--superblock")),
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Create new raid bdev"),
+        .help("Create new raid bdev")
+        .example(r#"{"name": "Raid0", "strip_size_kb": 64, "raid_level": "raid0", "base_bdevs": ["Malloc1", "Null2"]}"#),
     Method::later("bdev_raid_delete", "bdev_raid", delete)
         .params(&[
             Param::required("name", Kind::String, "raid bdev name").cli(Cli::Positional),
@@ -83,18 +85,21 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 .cli(Cli::Flag("-c/--clear-sb")),
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Delete existing raid bdev"),
+        .help("Delete existing raid bdev")
+        .example(r#"{"name": "Raid1"}"#),
     Method::sync("bdev_raid_add_base_bdev", "bdev_raid", add_base)
         .params(&[
             Param::required("raid_bdev", Kind::String, "raid bdev name").cli(Cli::Positional),
             Param::required("base_bdev", Kind::String, "name of the new base").cli(Cli::Positional),
         ])
         .bad_params(super::DECODE_FAILED.0, super::DECODE_FAILED.1)
-        .help("Add base bdev to existing raid bdev"),
+        .help("Add base bdev to existing raid bdev")
+        .example(r#"{"raid_bdev": "Raid3", "base_bdev": "Malloc7"}"#),
     Method::sync("bdev_raid_remove_base_bdev", "bdev_raid", remove_base)
         .params(&[Param::required("name", Kind::String, "name of the base").cli(Cli::Positional)])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Remove base bdev from existing raid bdev"),
+        .help("Remove base bdev from existing raid bdev")
+        .example(r#"{"name": "Malloc6"}"#),
 ];
 
 fn set_options(target: &Arc<Target>, params: Params) -> Outcome {

@@ -43,7 +43,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
             Param::required("period", Kind::U64, "in microseconds; 0 ends the sampling").cli(Cli::Positional),
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Enable or disable tracking of a bdev's queue depth"),
+        .help("Enable or disable tracking of a bdev's queue depth")
+        .example(r#"{"name": "Malloc0", "period": 1000}"#),
     Method::sync("bdev_enable_histogram", "bdev_histogram", enable_histogram)
         .params(&[
             Param::required("enable", Kind::Bool, "start or stop").cli(Cli::Switch("--histogram")),
@@ -57,11 +58,13 @@ pub(super) const METHODS: &[Method<Target>] = &[
             NAME,
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Enable or disable histogram for specified bdev"),
+        .help("Enable or disable histogram for specified bdev")
+        .example(r#"{"name": "Malloc0", "enable": true}"#),
     Method::sync("bdev_get_histogram", "bdev_histogram", get_histogram)
         .params(&[NAME])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Get histogram for specified bdev")
+        .example(r#"{"name": "Malloc0"}"#)
         .prints(Prints::Json),
     Method::sync("bdev_get_histogram_borders", "bdev_histogram", get_histogram_borders)
         .params(&[
@@ -75,6 +78,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
         .help("Count requests below borders")
+        .example(r#"{"name": "Malloc0", "borders": [10, 100, 1000]}"#)
         .prints(Prints::Json),
     Method::sync("bdev_set_qos_limit", "bdev_qos", set_qos_limit)
         .params(&[
@@ -94,7 +98,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
             .cli(Cli::Option("--w-mbytes-per-sec")),
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Set QoS rate limit on a blockdev"),
+        .help("Set QoS rate limit on a blockdev")
+        .example(r#"{"name": "Malloc0", "rw_ios_per_sec": 20000}"#),
     Method::sync("bdev_set_timeout", "bdev_qos", set_timeout)
         .params(&[
             NAME,
@@ -106,7 +111,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
             .cli(Cli::Positional),
         ])
         .bad_params(DECODE_FAILED.0, DECODE_FAILED.1)
-        .help("Set after what time requests that have not ended are counted and logged"),
+        .help("Set after what time requests that have not ended are counted and logged")
+        .example(r#"{"name": "Malloc0", "timeout_us": 5000000}"#),
 ];
 
 fn find(target: &Target, name: &str) -> Result<Arc<Registered>, RpcError> {

@@ -18,12 +18,14 @@ pub(super) const METHODS: &[Method<Target>] = &[
             Param::required("split_count", Kind::U32, "number of parts").cli(Cli::Positional),
         ])
         .help("Cut a bdev into parts, now or when it appears")
+        .example(r#"{"base_bdev": "Malloc1", "split_count": 2}"#)
         .prints(Prints::Words),
     Method::sync("bdev_split_delete", "bdev_split", delete)
         .params(&[
             Param::required("base_bdev", Kind::String, "name of the bdev that is cut").cli(Cli::Positional)
         ])
-        .help("Delete split config with all created splits"),
+        .help("Delete split config with all created splits")
+        .example(r#"{"base_bdev": "Malloc5"}"#),
 ];
 
 fn create(target: &Arc<Target>, params: Params) -> Outcome {

@@ -25,7 +25,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .params(&[
             Param::required("name", Kind::String, "name of the subsystem").cli(Cli::Positional),
             Param::optional("with_batches", Kind::Bool, "false", "keep batches (there are none)")
-                .cli(Cli::Flag("--with-batches")),
+                .cli(Cli::SwitchOff("--with-batches")),
         ])
         .bad_params(-32602, "Invalid arguments")
         .help("Print subsystem configuration")

@@ -14,6 +14,7 @@ use crate::{
     endpoints::{Endpoints, Sockets},
     methods,
     target::Target,
+    tracepoints::Tracepoints,
     values::Owner,
 };
 
@@ -23,7 +24,8 @@ fn dispatcher() -> Dispatcher {
     let endpoints = Endpoints::new(Vec::new(), sockets);
     let core_claims = CoreClaims::new(CoreMask::new(), PathBuf::new());
     let app_thread = Group::new("app_thread", CoreMask::of(0));
-    let target = Target::new(Vec::new(), app_thread, endpoints, core_claims);
+    let tracepoints = Tracepoints::new(Vec::new(), None, 0);
+    let target = Target::new(Vec::new(), app_thread, endpoints, core_claims, tracepoints);
     let stage = target.stage.clone();
     let mut table = MethodTable::new(Arc::new(target), stage);
     methods::TABLES.iter().for_each(|methods| table.register(methods).expect("no name is declared twice"));

@@ -23,6 +23,7 @@ mod nvmf;
 mod scheduler;
 mod stages;
 mod thread;
+mod trace;
 mod vfu;
 
 use rpc::Method;
@@ -36,6 +37,7 @@ pub(crate) const TABLES: &[&[Method<Target>]] = &[
     framework::METHODS,
     log::METHODS,
     thread::METHODS,
+    trace::METHODS,
     bdev::METHODS,
     bdev_malloc::METHODS,
     bdev_null::METHODS,

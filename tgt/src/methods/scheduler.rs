@@ -129,7 +129,38 @@ pub(super) fn config(target: &Target) -> Vec<Entry> {
         params["core_busy"] = settings.core_busy.into();
     }
     entries.push(Entry::new("framework_set_scheduler", params));
+    entries.extend(modes(target));
     entries
+}
+
+/// The calls that set the modes of reactors where they are not what the flags say.
+fn modes(target: &Target) -> Vec<Entry> {
+    let of = |reactor: &reactor::Handle| (reactor.core(), reactor.mode());
+    let changed: Vec<(u32, Mode)> =
+        target.reactors.iter().map(of).filter(|(_, mode)| *mode != target.first_mode).collect();
+    let entry = |mode: Mode, core: Option<u32>| {
+        let mut params = match mode {
+            Mode::PollOnly => json!({ "mode": "poll" }),
+            Mode::Interrupt => json!({ "mode": "interrupt" }),
+            Mode::Adaptive { spin } => json!({ "mode": "adaptive", "spin_us": whole_us(spin) }),
+        };
+        if let Some(core) = core {
+            params["lcore"] = core.into();
+        }
+        Entry::new("reactor_set_mode", params)
+    };
+    match changed.split_first() {
+        Some((&(_, mode), others))
+            if changed.len() == target.reactors.len() && others.iter().all(|(_, other)| *other == mode) =>
+        {
+            vec![entry(mode, None)]
+        }
+        _ => changed.into_iter().map(|(core, mode)| entry(mode, Some(core))).collect(),
+    }
+}
+
+fn whole_us(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn invalid(errno: Errno) -> RpcError {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, Prints, RpcError};
 use rustix::io::Errno;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use vfu::{
@@ -21,6 +21,18 @@ use crate::{
 /// What SPDK answers to bad params here.
 const INVALID: (i32, &str) = (-32602, "Invalid argument");
 
+const NAME: Param = Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional);
+const BDEV_NAME: Param =
+    Param::required("bdev_name", Kind::String, "block device name").cli(Cli::Option("--bdev-name"));
+const SCSI_TARGET_NUM: Param =
+    Param::required("scsi_target_num", Kind::U8, "SCSI target number (between 0 and 7)")
+        .cli(Cli::Option("--scsi-target-num"));
+const CPUMASK: Param =
+    Param::optional("cpumask", Kind::String, "all cores", "CPU masks").cli(Cli::Option("--cpumask"));
+const QSIZE: Param = Param::optional("qsize", Kind::U16, "128", "number of element for each vring")
+    .cli(Cli::Option("--qsize"));
+const PACKED_RING: Param =
+    Param::optional("packed_ring", Kind::Bool, "false", "enable packed ring").cli(Cli::Flag("--packed-ring"));
 const DOORBELL: Param = Param::optional(
     "doorbell",
     Kind::Enum(&["auto", "mapped", "trapped"]),
@@ -54,15 +66,13 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .example(r#"{"path": "/var/run"}"#),
     Method::later("vfu_virtio_create_blk_endpoint", "vfu", create_blk)
         .params(&[
-            Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
-            Param::required("bdev_name", Kind::String, "block device name").cli(Cli::Option("--bdev-name")),
-            Param::optional("cpumask", Kind::String, "all cores", "CPU masks").cli(Cli::Option("--cpumask")),
+            NAME,
+            BDEV_NAME,
+            CPUMASK,
             Param::optional("num_queues", Kind::U16, "64", "number of vrings")
                 .cli(Cli::Option("--num-queues")),
-            Param::optional("qsize", Kind::U16, "128", "number of element for each vring")
-                .cli(Cli::Option("--qsize")),
-            Param::optional("packed_ring", Kind::Bool, "false", "enable packed ring")
-                .cli(Cli::Flag("--packed-ring")),
+            QSIZE,
+            PACKED_RING,
             DOORBELL,
             IN_ORDER,
             COALESCE_COUNT,
@@ -73,14 +83,12 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .example(r#"{"name": "vfu.1", "bdev_name": "Malloc0", "num_queues": 2, "qsize": 256}"#),
     Method::later("vfu_virtio_create_scsi_endpoint", "vfu", create_scsi)
         .params(&[
-            Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
-            Param::optional("cpumask", Kind::String, "all cores", "CPU masks").cli(Cli::Option("--cpumask")),
+            NAME,
+            CPUMASK,
             Param::optional("num_io_queues", Kind::U16, "62", "number of IO vrings")
                 .cli(Cli::Option("--num-io-queues")),
-            Param::optional("qsize", Kind::U16, "128", "number of element for each vring")
-                .cli(Cli::Option("--qsize")),
-            Param::optional("packed_ring", Kind::Bool, "false", "enable packed ring")
-                .cli(Cli::Flag("--packed-ring")),
+            QSIZE,
+            PACKED_RING,
             DOORBELL,
             IN_ORDER,
             COALESCE_COUNT,
@@ -90,24 +98,17 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .help("Create virtio-scsi endpoint")
         .example(r#"{"name": "vfu.1", "num_io_queues": 2, "qsize": 256}"#),
     Method::sync("vfu_virtio_scsi_add_target", "vfu", add_target)
-        .params(&[
-            Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
-            Param::required("scsi_target_num", Kind::U8, "SCSI target number (between 0 and 7)")
-                .cli(Cli::Option("--scsi-target-num")),
-            Param::required("bdev_name", Kind::String, "block device name").cli(Cli::Option("--bdev-name")),
-        ])
+        .params(&[NAME, SCSI_TARGET_NUM, BDEV_NAME])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Attach a block device to the specified SCSI target"),
+        .help("Attach a block device to the specified SCSI target")
+        .example(r#"{"name": "scsi.0", "scsi_target_num": 1, "bdev_name": "Malloc0"}"#),
     Method::sync("vfu_virtio_scsi_remove_target", "vfu", remove_target)
-        .params(&[
-            Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional),
-            Param::required("scsi_target_num", Kind::U8, "SCSI target number (between 0 and 7)")
-                .cli(Cli::Option("--scsi-target-num")),
-        ])
+        .params(&[NAME, SCSI_TARGET_NUM])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Remove the specified SCSI target"),
+        .help("Remove the specified SCSI target")
+        .example(r#"{"name": "scsi.0", "scsi_target_num": 0}"#),
     Method::later("vfu_virtio_delete_endpoint", "vfu", delete)
-        .params(&[Param::required("name", Kind::String, "name of the endpoint").cli(Cli::Positional)])
+        .params(&[NAME])
         .bad_params(INVALID.0, INVALID.1)
         .help("Delete the endpoint")
         .example(r#"{"name": "vfu.0"}"#),
@@ -196,8 +197,22 @@ impl Common {
     }
 }
 
-fn create_blk(target: Arc<Target>, params: Params) -> Pending {
-    let started = start_blk(&target, params);
+/// Makes an endpoint of a type whose own params are a `T`; answers when its reactor has it.
+fn create<T: DeserializeOwned>(
+    params: Params,
+    start: impl FnOnce(Common, T, Entry) -> Result<oneshot::Receiver<()>, EndpointError>,
+) -> Pending {
+    #[derive(Deserialize)]
+    struct Create<T> {
+        #[serde(flatten)]
+        common: Common,
+        #[serde(flatten)]
+        own: T,
+    }
+    let call = Entry::new(params.method(), params.members().clone().into());
+    let started = params
+        .parse()
+        .and_then(|Create { common, own }| start(common, own, call).map_err(|error| failed(&error)));
     Box::pin(async move {
         // An error is a reactor that stops, and the target with it.
         let _ = started?.await;
@@ -205,44 +220,31 @@ fn create_blk(target: Arc<Target>, params: Params) -> Pending {
     })
 }
 
-fn start_blk(target: &Target, params: Params) -> Result<oneshot::Receiver<()>, RpcError> {
+fn create_blk(target: Arc<Target>, params: Params) -> Pending {
     #[derive(Deserialize)]
-    struct Create {
+    struct Blk {
         bdev_name: String,
         num_queues: Option<u16>,
-        #[serde(flatten)]
-        common: Common,
     }
-    let call = Entry::new(params.method(), params.members().clone().into());
-    let Create { bdev_name, num_queues, common } = params.parse()?;
-    let transport = common.transport();
-    let Common { name, cpumask, qsize, .. } = common;
-    let options = BlkOptions { name, bdev_name, cpumask, num_queues, qsize, transport };
-    target.endpoints.create_blk(&target.registry, options, call).map_err(|error| failed(&error))
+    create(params, |common, Blk { bdev_name, num_queues }, call| {
+        let transport = common.transport();
+        let Common { name, cpumask, qsize, .. } = common;
+        let options = BlkOptions { name, bdev_name, cpumask, num_queues, qsize, transport };
+        target.endpoints.create_blk(&target.registry, options, call)
+    })
 }
 
 fn create_scsi(target: Arc<Target>, params: Params) -> Pending {
-    let started = start_scsi(&target, params);
-    Box::pin(async move {
-        // An error is a reactor that stops, and the target with it.
-        let _ = started?.await;
-        Ok(true.into())
-    })
-}
-
-fn start_scsi(target: &Target, params: Params) -> Result<oneshot::Receiver<()>, RpcError> {
     #[derive(Deserialize)]
-    struct Create {
+    struct OfScsi {
         num_io_queues: Option<u16>,
-        #[serde(flatten)]
-        common: Common,
     }
-    let call = Entry::new(params.method(), params.members().clone().into());
-    let Create { num_io_queues, common } = params.parse()?;
-    let transport = common.transport();
-    let Common { name, cpumask, qsize, .. } = common;
-    let options = ScsiOptions { name, cpumask, num_io_queues, qsize, transport };
-    target.endpoints.create_scsi(options, call).map_err(|error| failed(&error))
+    create(params, |common, OfScsi { num_io_queues }, call| {
+        let transport = common.transport();
+        let Common { name, cpumask, qsize, .. } = common;
+        let options = ScsiOptions { name, cpumask, num_io_queues, qsize, transport };
+        target.endpoints.create_scsi(options, call)
+    })
 }
 
 fn add_target(target: &Arc<Target>, params: Params) -> Outcome {

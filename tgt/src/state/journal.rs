@@ -27,6 +27,9 @@ const NEW_FILE: &str = "state.journal.new";
 const LOCK_FILE: &str = "lock";
 /// Room that a call needs to begin: more than any one call changes, save for some that undo a great deal.
 const ROOM_BYTES: u64 = 1 << 20;
+/// Room for each call besides that has been made and is not written yet. A create is as long as its request, and few are
+/// longer.
+const PENDING_BYTES: u64 = 64 << 10;
 /// How much is allocated at once.
 const CHUNK_BYTES: u64 = 4 << 20;
 /// A file larger than this, and [`REWRITE_FACTOR`] times what it says, is written anew.
@@ -154,15 +157,21 @@ impl Journal {
         self.rewrite()
     }
 
-    /// Sees to it that a change can be written.
+    /// Bytes that are allocated and not written yet; none while the file cannot be written.
+    pub(crate) fn room(&self) -> u64 {
+        self.file.as_ref().map_or(0, |_| self.allocated - self.end)
+    }
+
+    /// Sees to it that a change can be written, behind those of so many calls that have been made.
     ///
     /// # Errors
     /// The disk is full, or broken.
-    pub(crate) fn reserve(&mut self) -> Result<(), JournalError> {
+    pub(crate) fn reserve(&mut self, pending: u64) -> Result<(), JournalError> {
         match &self.file {
-            Some(file) if self.allocated - self.end < ROOM_BYTES => {
-                let more =
-                    allocate(file, self.end, CHUNK_BYTES).or_else(|_| allocate(file, self.end, ROOM_BYTES));
+            Some(file) if self.room() < room_for(pending) => {
+                let room = room_for(pending);
+                let more = allocate(file, self.end, CHUNK_BYTES.max(room))
+                    .or_else(|_| allocate(file, self.end, room));
                 let len = more.map_err(JournalError::at(&self.dir.join(FILE)))?;
                 self.allocated = self.end + len;
                 Ok(())
@@ -214,6 +223,11 @@ impl Journal {
         (self.file, self.end, self.allocated) = (Some(file), end, allocated);
         Ok(())
     }
+}
+
+/// The room that a call needs to begin, behind so many that have been made.
+pub(crate) fn room_for(pending: u64) -> u64 {
+    ROOM_BYTES + pending * PENDING_BYTES
 }
 
 /// Allocates so many bytes from `offset` on; gives how many are.
@@ -324,7 +338,7 @@ mod tests {
         for state in history() {
             let (mut journal, kept) = Journal::open(dir.path()).unwrap();
             journal.begin(kept.unwrap_or_else(|| holding(&[], &[]))).unwrap();
-            journal.reserve().unwrap();
+            journal.reserve(0).unwrap();
             journal.record(state.clone()).unwrap();
             drop(journal);
             assert_eq!(Journal::open(dir.path()).unwrap().1, Some(state));

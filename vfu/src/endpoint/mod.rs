@@ -37,6 +37,7 @@ use crate::{
     device::{Bus, DeviceDescription, DeviceModel, Home, Progress},
     function::Function,
     last_words::LastWords,
+    points::{CLIENT_CONNECT, CLIENT_DISCONNECT, ENDPOINT},
 };
 
 /// How often a queue is sent again to a reactor whose mailbox was full.
@@ -305,6 +306,7 @@ impl Endpoint {
         };
         let peer = rustix::net::sockopt::socket_peercred(&socket);
         self.client_pid = peer.ok().map(|peer| peer.pid.as_raw_pid());
+        self.trace(CLIENT_CONNECT);
         match Session::new(&self.name, socket, &self.cx) {
             Ok(session) => {
                 self.listen(Interest::None);
@@ -319,7 +321,14 @@ impl Endpoint {
         Work::Busy
     }
 
+    fn trace(&self, point: u8) {
+        if let Some(pid) = self.client_pid {
+            ENDPOINT.record_text(point, pid.unsigned_abs().into(), &self.name);
+        }
+    }
+
     fn stop_device(&mut self) {
+        self.trace(CLIENT_DISCONNECT);
         self.phase = Phase::Stopping;
         self.function.bus().remote.close();
         self.client_pid = None;

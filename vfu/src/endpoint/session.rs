@@ -25,6 +25,7 @@ use super::{
 use crate::{
     device::Progress,
     function::Function,
+    points::{COMMAND, ENDPOINT, REPLY},
     wire::{
         frame::{FrameError, Received, Receiver, Sender},
         spec::{Command, Header, flags},
@@ -293,6 +294,8 @@ impl Session {
     ) -> Result<(), End> {
         let Held { header, payload, fds } = command;
         let payload = &payload[..];
+        let (message, number) = (header.message_id.into(), header.command.0.into());
+        ENDPOINT.record(COMMAND, message, [number, payload.len() as u64, fds.len() as u64, 0]);
         if header.flags & flags::TYPE_MASK != flags::COMMAND {
             self.answer(log, &header, Err(Errno::INVAL));
             return Ok(());
@@ -372,6 +375,8 @@ impl Session {
     }
 
     fn answer(&mut self, log: &mut Throttle, header: &Header, outcome: Result<Reply, Errno>) {
+        let errno = outcome.as_ref().err().map_or(0, |errno| errno.raw_os_error().unsigned_abs());
+        ENDPOINT.record(REPLY, header.message_id.into(), [header.command.0.into(), errno.into(), 0, 0]);
         if let Err(errno) = outcome {
             log.log(&self.name, || {
                 tracing::warn!(

@@ -17,6 +17,7 @@ use crate::{
     dma::View,
     irq::Signal,
     last_words::LastWords,
+    points::{QUEUE_START, QUEUE_STOP, VIRTIO},
     stages::{Laps, Sampler, Stage, Untimed},
 };
 
@@ -123,6 +124,7 @@ struct Owner<R, H> {
 impl<R: Ring, H: Handler> Owner<R, H> {
     fn new(parts: Parts<H>, cx: &PollerCx) -> Self {
         let Parts { name, bus, control, layout, position, moderator, handler } = parts;
+        VIRTIO.record_text(QUEUE_START, control.vector().into(), &name);
         let completions = handler.event_fd().and_then(|fd| {
             let watch = cx.watch(fd, Interest::Read);
             watch
@@ -381,6 +383,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     }
 
     fn end(&mut self, state: QueueState) -> Work {
+        VIRTIO.record_text(QUEUE_STOP, self.control.vector().into(), &self.name);
         let (control, position) = (Arc::clone(&self.control), self.position);
         self.last_words.set(move || control.ended(state, position));
         Work::Done

@@ -6,34 +6,45 @@ use rpc::{Cli, Kind, Method, Outcome, Param, Params, Pending, RpcError};
 use serde::Deserialize;
 use vfu::nvme::link::AnaState;
 
-use super::{ADDRESS, ANA_STATES, Address, INVALID, NQN, TGT_NAME, invalid, is_default_target};
-use crate::{nvmf::NvmfError, target::Target};
+use super::{ADDRESS, ANA_STATES, Address, INVALID, TGT_NAME, invalid, is_default_target};
+use crate::{
+    nvmf::{NvmfError, Way},
+    target::Target,
+};
 
 const LISTEN_ADDRESS: Param =
-    Param::required("listen_address", Kind::Object(ADDRESS), "Where to listen").cli(Cli::Hidden);
+    Param::required("listen_address", Kind::Object(ADDRESS), "Where to listen").cli(Cli::Members);
+const NQN: Param = super::NQN.cli(Cli::Nqn);
+/// On these command lines, `-t` is the transport.
+const PARENT: Param = TGT_NAME.cli(Cli::Option("-p/--tgt-name"));
 
 pub(super) const METHODS: &[Method<Target>] = &[
     Method::sync("nvmf_subsystem_add_listener", "nvmf", add)
         .relaxed_params(&[
             NQN,
-            TGT_NAME,
+            PARENT,
             LISTEN_ADDRESS,
-            Param::optional("secure_channel", Kind::Bool, "false", "TLS is required; refused if set"),
+            Param::optional("secure_channel", Kind::Bool, "false", "TLS is required; refused if set")
+                .cli(Cli::Flag("-k/--secure-channel")),
             Param::optional("ana_state", Kind::Enum(ANA_STATES), "optimized", "ANA state of all groups")
                 .cli(Cli::Option("-n/--ana-state")),
-            Param::optional("sock_impl", Kind::String, "none", "Socket implementation; not used"),
-            Param::optional("numa_id", Kind::I32, "-1", "NUMA node of namespaces; not used"),
+            Param::optional("sock_impl", Kind::String, "none", "Socket implementation; not used")
+                .cli(Cli::Option("-S/--sock-impl")),
+            Param::optional("numa_id", Kind::I32, "-1", "NUMA node of namespaces; not used")
+                .cli(Cli::Option("--numa-id")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Add a listener to an NVMe-oF subsystem"),
+        .help("Add a listener to an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0", "listen_address": {"trtype": "VFIOUSER", "traddr": "/path/to/new"}}"#),
     Method::later("nvmf_subsystem_remove_listener", "nvmf", remove)
-        .params(&[NQN, TGT_NAME, LISTEN_ADDRESS])
+        .params(&[NQN, PARENT, LISTEN_ADDRESS])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Remove a listener from an NVMe-oF subsystem"),
+        .help("Remove a listener from an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0", "listen_address": {"trtype": "VFIOUSER", "traddr": "/path/to/old"}}"#),
     Method::sync("nvmf_subsystem_listener_set_ana_state", "nvmf", set_ana_state)
         .params(&[
-            NQN,
-            TGT_NAME,
+            super::NQN,
+            PARENT,
             LISTEN_ADDRESS,
             Param::required("ana_state", Kind::Enum(ANA_STATES), "ANA state")
                 .cli(Cli::Option("-n/--ana-state")),
@@ -41,7 +52,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 .cli(Cli::Option("-g/--anagrpid")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Set ANA state of a listener for an NVMe-oF subsystem"),
+        .help("Set ANA state of a listener for an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0", "listen_address": {"trtype": "VFIOUSER", "traddr": "/path/to/old"}, "ana_state": "non_optimized"}"#),
 ];
 
 #[derive(Clone, Copy, Deserialize)]
@@ -113,6 +125,25 @@ fn remove(target: Arc<Target>, params: Params) -> Pending {
         let _ = gone.await;
         Ok(true.into())
     })
+}
+
+/// How clients call a state.
+pub(super) fn ana_name(state: AnaState) -> &'static str {
+    match state {
+        AnaState::Optimized => "optimized",
+        AnaState::NonOptimized => "non_optimized",
+        AnaState::Inaccessible => "inaccessible",
+    }
+}
+
+/// The groups of a listener that are not as they are at first, and their states; group 0 for all of them alike.
+pub(super) fn ana_groups(way: &Way, most: u32) -> Vec<(u32, &'static str)> {
+    let first = way.ana.get(1);
+    if most > 0 && (1..=most).all(|group| way.ana.get(group) == first) {
+        return Vec::from_iter((first != AnaState::default()).then(|| (0, ana_name(first))));
+    }
+    let changed = (1..=most).filter(|group| way.ana.get(*group) != AnaState::default());
+    changed.map(|group| (group, ana_name(way.ana.get(group)))).collect()
 }
 
 fn set_ana_state(target: &Arc<Target>, params: Params) -> Outcome {

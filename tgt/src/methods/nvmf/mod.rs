@@ -37,10 +37,10 @@ struct Address {
 }
 
 const ADDRESS: &[Param] = &[
-    Param::required("trtype", Kind::String, "transport type"),
-    Param::optional("adrfam", Kind::String, "none", "address family"),
-    Param::required("traddr", Kind::String, "transport address"),
-    Param::optional("trsvcid", Kind::String, "none", "transport service id"),
+    Param::required("trtype", Kind::String, "transport type").cli(Cli::Option("-t/--trtype")),
+    Param::optional("adrfam", Kind::String, "none", "address family").cli(Cli::Option("-f/--adrfam")),
+    Param::required("traddr", Kind::String, "transport address").cli(Cli::Option("-a/--traddr")),
+    Param::optional("trsvcid", Kind::String, "none", "transport service id").cli(Cli::Option("-s/--trsvcid")),
 ];
 
 impl Address {
@@ -104,6 +104,13 @@ pub(super) fn config(target: &Target) -> Vec<Entry> {
             let address = json!({ "trtype": "VFIOUSER", "traddr": way.traddr });
             let params = json!({ "nqn": nqn, "listen_address": address, "secure_channel": false });
             calls.push(Entry::new("nvmf_subsystem_add_listener", params));
+            let most =
+                if entry.core.options().ana_reporting { entry.core.options().max_namespaces } else { 0 };
+            for (group, state) in listener::ana_groups(way, most) {
+                let params =
+                    json!({ "nqn": nqn, "listen_address": address, "ana_state": state, "anagrpid": group });
+                calls.push(Entry::new("nvmf_subsystem_listener_set_ana_state", params));
+            }
         }
     }
     calls

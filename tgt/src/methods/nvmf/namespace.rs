@@ -33,16 +33,20 @@ pub(super) const METHODS: &[Method<Target>] = &[
     Method::sync("nvmf_subsystem_add_ns", "nvmf", add)
         .relaxed_params(&[
             NQN,
-            Param::required("namespace", Kind::Object(NAMESPACE), "The namespace").cli(Cli::Hidden),
+            Param::required("namespace", Kind::Object(NAMESPACE), "The namespace").cli(Cli::Members),
             TGT_NAME,
         ])
         .bad_params(INVALID.0, INVALID.1)
         .help("Add a namespace to an NVMe-oF subsystem")
+        .example(
+            r#"{"nqn": "nqn.2026-11.org.example:disk0", "namespace": {"bdev_name": "Malloc1", "nsid": 2}}"#,
+        )
         .prints(rpc::Prints::Nothing),
     Method::sync("nvmf_subsystem_remove_ns", "nvmf", remove)
         .params(&[NQN, NSID, TGT_NAME])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Remove a namespace from an NVMe-oF subsystem"),
+        .help("Remove a namespace from an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0", "nsid": 1}"#),
     Method::sync("nvmf_subsystem_set_ns_ana_group", "nvmf", set_ana_group)
         .params(&[
             NQN,
@@ -51,7 +55,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
             TGT_NAME,
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Change ANA group ID of a namespace in an NVMe-oF subsystem"),
+        .help("Change ANA group ID of a namespace in an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0", "nsid": 1, "anagrpid": 2}"#),
 ];
 
 /// Bytes from twice as many hexadecimal digits.

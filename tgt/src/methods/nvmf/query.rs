@@ -5,9 +5,9 @@ use std::sync::{Arc, atomic::Ordering};
 use rpc::{Cli, Kind, Method, Outcome, Param, Params, Prints};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use vfu::nvme::link::{AnaState, Link};
+use vfu::nvme::link::Link;
 
-use super::{INVALID, NQN, TGT_NAME, is_default_target, namespace, not_found, shown};
+use super::{INVALID, NQN, TGT_NAME, is_default_target, listener::ana_name, namespace, not_found, shown};
 use crate::{
     nvmf::{DISCOVERY_NQN, Entry, State, Way},
     target::Target,
@@ -26,16 +26,19 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .params(&[NQN, TGT_NAME])
         .bad_params(INVALID.0, INVALID.1)
         .help("Display listeners of an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0"}"#)
         .prints(Prints::Json),
     Method::sync("nvmf_subsystem_get_controllers", "nvmf", get_controllers)
         .params(&[NQN, TGT_NAME])
         .bad_params(INVALID.0, INVALID.1)
         .help("Display controllers of an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0"}"#)
         .prints(Prints::Json),
     Method::sync("nvmf_subsystem_get_qpairs", "nvmf", get_qpairs)
         .params(&[NQN, TGT_NAME])
         .bad_params(INVALID.0, INVALID.1)
         .help("Display queue pairs of an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0"}"#)
         .prints(Prints::Json),
     Method::sync("nvmf_get_stats", "nvmf", get_stats)
         .params(&[TGT_NAME])
@@ -122,14 +125,8 @@ fn get_listeners(target: &Arc<Target>, params: Params) -> Outcome {
     let listener = |way: &Way| {
         let mut listener = json!({ "address": shown(&way.traddr) });
         if options.ana_reporting {
-            let states = (1..=options.max_namespaces).map(|group| {
-                let name = match way.ana.get(group) {
-                    AnaState::Optimized => "optimized",
-                    AnaState::NonOptimized => "non_optimized",
-                    AnaState::Inaccessible => "inaccessible",
-                };
-                json!({ "ana_group": group, "ana_state": name })
-            });
+            let states = (1..=options.max_namespaces)
+                .map(|group| json!({ "ana_group": group, "ana_state": ana_name(way.ana.get(group)) }));
             listener["ana_states"] = states.collect::<Vec<_>>().into();
         }
         listener

@@ -54,11 +54,15 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 .cli(Cli::Flag("-n/--enable-nssr")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Create an NVMe-oF subsystem"),
+        .help("Create an NVMe-oF subsystem")
+        .example(
+            r#"{"nqn": "nqn.2026-11.org.example:disk1", "serial_number": "RS0001", "allow_any_host": true}"#,
+        ),
     Method::later("nvmf_delete_subsystem", "nvmf", delete)
         .params(&[NQN, TGT_NAME])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Delete a NVMe-oF subsystem"),
+        .help("Delete a NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0"}"#),
     Method::sync("nvmf_subsystem_add_host", "nvmf", add_host)
         .relaxed_params(&[
             NQN,
@@ -71,7 +75,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 .cli(Cli::Option("--dhchap-ctrlr-key")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Add a host to an NVMe-oF subsystem"),
+        .help("Add a host to an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0", "host": "nqn.2026-11.org.example:host1"}"#),
     Method::sync("nvmf_subsystem_remove_host", "nvmf", remove_host)
         .params(&[
             NQN,
@@ -83,19 +88,21 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 "as the controller says",
                 "Time to wait for its end; not used",
             )
-            .cli(Cli::Hidden),
+            .cli(Cli::Option("-T/--timeout-ms")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Remove a host from an NVMe-oF subsystem"),
+        .help("Remove a host from an NVMe-oF subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0", "host": "nqn.2026-11.org.example:host0"}"#),
     Method::sync("nvmf_subsystem_allow_any_host", "nvmf", allow_any_host)
         .params(&[
             NQN,
             Param::required("allow_any_host", Kind::Bool, "Allow any host, or only those added")
-                .cli(Cli::Hidden),
+                .cli(Cli::Switch("--allow-any-host")),
             TGT_NAME,
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Allow any host to connect to the subsystem"),
+        .help("Allow any host to connect to the subsystem")
+        .example(r#"{"nqn": "nqn.2026-11.org.example:disk0", "allow_any_host": true}"#),
 ];
 
 #[derive(Deserialize)]

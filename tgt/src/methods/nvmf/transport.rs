@@ -21,6 +21,23 @@ const FILTERS: Kind = Kind::Enum(&["transport", "address", "svcid"]);
 const DIGESTS: Kind = Kind::Enum(&["sha256", "sha384", "sha512"]);
 const GROUPS: Kind = Kind::Enum(&["null", "ffdhe2048", "ffdhe3072", "ffdhe4096", "ffdhe6144", "ffdhe8192"]);
 
+const PASSTHRU: &[Param] = &[
+    passed("identify_ctrlr"),
+    passed("identify_uuid_list"),
+    passed("get_log_page"),
+    passed("get_set_features"),
+    passed("sanitize"),
+    passed("security_send_recv"),
+    passed("fw_update"),
+    passed("nvme_mi"),
+    passed("vendor_specific"),
+];
+
+/// An admin command that may be passed through.
+const fn passed(name: &'static str) -> Param {
+    Param::optional(name, Kind::Bool, "false", "pass it through")
+}
+
 const fn flag(name: &'static str, cli: &'static str, help: &'static str) -> Param {
     Param::optional(name, Kind::Bool, "false", help).cli(Cli::Flag(cli))
 }
@@ -33,6 +50,11 @@ const fn number(
     help: &'static str,
 ) -> Param {
     Param::optional(name, kind, default, help).cli(Cli::Option(cli))
+}
+
+/// An option of the transports over TCP and RDMA, which are not here. It is taken, as SPDK takes it, and does nothing.
+const fn other(name: &'static str, kind: Kind, cli: Cli) -> Param {
+    Param::optional(name, kind, "none", "of other transports; not used").cli(cli)
 }
 
 pub(super) const METHODS: &[Method<Target>] = &[
@@ -69,43 +91,37 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 "Max number of in-capsule data size; not used",
             ),
             number("max_io_size", Kind::U32, "131072", "-i/--max-io-size", "Max I/O size (bytes)"),
-            number("io_unit_size", Kind::U32, "none", "-u/--io-unit-size", "I/O unit size (bytes); not used"),
+            number("io_unit_size", Kind::U32, "none", "--io-unit-size", "I/O unit size (bytes); not used"),
             number("max_aq_depth", Kind::U32, "32", "-a/--max-aq-depth", "Max number of admin cmds per AQ"),
             number(
                 "num_shared_buffers",
                 Kind::U32,
                 "none",
-                "-n/--num-shared-buffers",
+                "--num-shared-buffers",
                 "The number of pooled data buffers; not used",
             ),
             number(
                 "buf_cache_size",
                 Kind::U32,
                 "0",
-                "-b/--buf-cache-size",
+                "--buf-cache-size",
                 "The number of shared buffers to reserve; not used",
             ),
             number(
                 "abort_timeout_sec",
                 Kind::U32,
                 "1",
-                "-e/--abort-timeout-sec",
+                "-x/--abort-timeout-sec",
                 "Abort execution timeout value, in seconds",
             ),
             number(
                 "acceptor_poll_rate",
                 Kind::U32,
                 "10000",
-                "-r/--acceptor-poll-rate",
+                "--acceptor-poll-rate",
                 "Polling interval of the acceptor (usec); not used",
             ),
-            number(
-                "ack_timeout",
-                Kind::U32,
-                "0",
-                "-x/--ack-timeout",
-                "ACK timeout in milliseconds; not used",
-            ),
+            number("ack_timeout", Kind::U32, "0", "--ack-timeout", "ACK timeout in milliseconds; not used"),
             number("kas", Kind::U16, "100", "--kas", "Keep alive support granularity, in 100 ms"),
             number("min_kato", Kind::U32, "10000", "--min-kato", "Least keep alive timeout (ms)"),
             flag("zcopy", "-z/--zcopy", "Use zero-copy operations; always so here"),
@@ -122,13 +138,26 @@ pub(super) const METHODS: &[Method<Target>] = &[
             ),
             flag("disable_compare", "--disable-compare", "Disable the Compare command"),
             flag("disable_command_passthru", "--disable-command-passthru", "Disallow command passthru"),
+            other("iobuf_small_cache_size", Kind::U32, Cli::Option("--iobuf-small-cache-size")),
+            other("iobuf_large_cache_size", Kind::U32, Cli::Option("--iobuf-large-cache-size")),
+            other("num_cqe", Kind::I32, Cli::Option("-d/--num-cqe")),
+            other("max_srq_depth", Kind::U32, Cli::Option("-s/--max-srq-depth")),
+            other("no_srq", Kind::Bool, Cli::Flag("-r/--no-srq")),
+            other("c2h_success", Kind::Bool, Cli::FlagOff("-o/--c2h-success")),
+            other("dif_insert_or_strip", Kind::Bool, Cli::Flag("-f/--dif-insert-or-strip")),
+            other("sock_priority", Kind::U32, Cli::Option("-y/--sock-priority")),
+            other("acceptor_backlog", Kind::I32, Cli::Option("-l/--acceptor-backlog")),
+            other("no_wr_batching", Kind::Bool, Cli::Flag("-w/--no-wr-batching")),
+            other("control_msg_num", Kind::U16, Cli::Option("-e/--control-msg-num")),
+            other("data_wr_pool_size", Kind::U32, Cli::Option("--data-wr-pool-size")),
             Param::optional("masked_oncs", Kind::Array(&ONCS, 16), "none", "Optional commands to hide")
                 .cli(Cli::List("--masked-oncs")),
             Param::optional("masked_fuses", Kind::Array(&FUSES, 16), "none", "Fused operations to hide")
                 .cli(Cli::List("--masked-fuses")),
         ])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Create NVMf transport"),
+        .help("Create NVMf transport")
+        .example(r#"{"trtype": "VFIOUSER"}"#),
     Method::sync("nvmf_get_transports", "nvmf", get)
         .params(&[
             Param::optional("trtype", Kind::String, "all", "Transport type").cli(Cli::Option("--trtype")),
@@ -138,7 +167,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 "the default target",
                 "The name of the parent NVMe-oF target",
             )
-            .cli(Cli::Option("--tgt-name")),
+            .cli(Cli::Option("-t/--tgt-name")),
         ])
         .bad_params(INVALID.0, INVALID.1)
         .help("Display nvmf transports or required transport")
@@ -148,16 +177,18 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .params(&[Param::required("max_subsystems", Kind::U32, "Max number of NVMf subsystems")
             .cli(Cli::Option("-x/--max-subsystems"))])
         .bad_params(INVALID.0, INVALID.1)
-        .help("Set the maximum number of NVMf target subsystems"),
+        .help("Set the maximum number of NVMf target subsystems")
+        .example(r#"{"max_subsystems": 256}"#),
     Method::sync("nvmf_set_config", "nvmf", set_config)
         .states(States::Startup)
         .params(&[
             Param::optional(
                 "admin_cmd_passthru",
-                Kind::Any,
+                Kind::Object(PASSTHRU),
                 "none",
                 "Admin command passthru; refused if set",
-            ),
+            )
+            .cli(Cli::Set("-p/--passthru-admin-cmds")),
             Param::optional(
                 "poll_groups_mask",
                 Kind::String,
@@ -172,7 +203,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 Kind::Array(&FILTERS, 3),
                 "none",
                 "Filters of the discovery log",
-            ),
+            )
+            .cli(Cli::List("--discovery-filters")),
             Param::optional(
                 "dhchap_digests",
                 Kind::Array(&DIGESTS, 3),
@@ -192,7 +224,8 @@ pub(super) const METHODS: &[Method<Target>] = &[
                 Kind::Enum(&["allow", "restrict_per_listener"]),
                 "allow",
                 "Whether a host may connect twice",
-            ),
+            )
+            .cli(Cli::Option("--dup-host-policy")),
         ])
         .bad_params(INVALID.0, INVALID.1)
         .help("Set NVMf target config")

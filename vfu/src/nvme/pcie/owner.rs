@@ -23,6 +23,7 @@ use crate::{
         spec::{Command, Status},
         subsystem::Subsystem,
     },
+    points::{NVME, QUEUE_START, QUEUE_STOP},
     stages::{Laps, Sampler, Stage, Untimed},
 };
 
@@ -107,6 +108,7 @@ impl Owner {
         let io = Executor::new(subsystem, Arc::clone(&link), options, depth);
         let (cq, sqs) = rings.unwrap_or_else(|| (Cq::new(setup, &doorbells), Vec::new()));
         let view = View::new(&bus.windows);
+        NVME.record_text(QUEUE_START, vector.map_or(u64::MAX, u64::from), &name);
         Self {
             name,
             bus,
@@ -297,6 +299,7 @@ impl Owner {
             return if finished { Work::Busy } else { Work::Idle };
         }
         if self.control.is_stopping() {
+            NVME.record_text(QUEUE_STOP, self.vector.map_or(u64::MAX, u64::from), &self.name);
             self.release_pin();
             self.io.publish();
             let empty = Cq::new(Setup { qid: 0, size: 2, base: 0 }, &self.doorbells);
