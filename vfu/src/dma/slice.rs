@@ -6,7 +6,7 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc,
-        atomic::{AtomicU16, AtomicU32, Ordering},
+        atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -114,6 +114,15 @@ impl<'a> Slice<'a> {
     #[inline]
     pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) {
         self.atomic_u32(offset).store(value, order);
+    }
+
+    /// Stores the 64-bit half of an entry that makes it valid.
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
+        let at = self.at(offset, size_of::<u64>()).cast::<u64>();
+        assert!(at.is_aligned(), "a queue entry lies at an odd address");
+        // SAFETY: mapped (`at`), aligned, and touched by atomic or volatile accesses only.
+        unsafe { AtomicU64::from_ptr(at.as_ptr()) }.store(value, order);
     }
 
     fn atomic_u16(&self, offset: usize) -> &AtomicU16 {

@@ -2,7 +2,9 @@
 //! process, malloc bdevs, one subsystem.
 #![expect(clippy::unwrap_used, reason = "in a test, and in what it stands on, an error is a failure")]
 
+mod abort;
 mod admin;
+mod elsewhere;
 mod io;
 mod life;
 mod model;

@@ -242,7 +242,7 @@ impl Controller {
         self.errors.log(sqid, cid, status, 0, nsid);
     }
 
-    /// Abort. Requests at a bdev cannot be taken back, which is told by bit 0 of dword 0 (Base, 5.1).
+    /// Abort of an admin command: of an event request. Bit 0 of dword 0 tells that nothing was aborted (Base, 5.1).
     fn abort(&mut self, command: &Command) -> Reply {
         let (sqid, cid) = (command.cdw10 & 0xffff, (command.cdw10 >> 16) as u16);
         let aborted = sqid == 0 && self.events.abort(cid);

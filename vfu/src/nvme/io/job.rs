@@ -10,7 +10,7 @@ use super::{
     Executor, Finished, MAX_JOBS, MAX_RANGES, Slot, SlotKind, Verdict,
     bounce::{self, Bounce},
     space::Access,
-    status_of,
+    status_of, torn,
 };
 use crate::nvme::{
     data::{self, Data},
@@ -40,8 +40,8 @@ pub(super) enum Kind {
 /// A job.
 pub(super) struct Job {
     kind: Kind,
-    /// Index of its namespace.
-    at: usize,
+    /// Index of its namespace; `usize::MAX` for all of them.
+    pub(super) at: usize,
     /// Next block.
     lba: u64,
     /// Blocks left.
@@ -67,6 +67,8 @@ pub(super) struct Job {
     scratch: Vec<u8>,
     /// It holds its namespace's lock for fused commands.
     locked: bool,
+    /// The host wants no further step.
+    aborted: bool,
 }
 
 /// What a job wants next.
@@ -114,7 +116,19 @@ impl Job {
             vector: Vec::with_capacity(MAX_SEGMENTS as usize),
             scratch: vec![0; bounce::LEN],
             locked: false,
+            aborted: false,
         })
+    }
+
+    /// It may rest between two steps: it has no vectors over the guest's memory, and one namespace.
+    pub(super) fn can_rest(&self) -> bool {
+        self.data.is_empty() && self.at != usize::MAX
+    }
+
+    /// Ends it behind the step under way. False for two fused commands, which end together or not at all.
+    pub(super) fn abort(&mut self) -> bool {
+        self.aborted = !matches!(self.kind, Kind::Fused { .. });
+        self.aborted
     }
 
     /// Looks at what the last request brought: the command's end, or nothing.
@@ -220,7 +234,7 @@ impl Executor {
     /// touched.
     pub(super) fn start(
         &mut self,
-        (tag, torn): (u16, usize),
+        (tag, torn): (u16, u32),
         command: &Command,
         at: usize,
         kind: Kind,
@@ -232,7 +246,7 @@ impl Executor {
             self.free.push(slot);
             return Err(Status::INTERNAL_ERROR);
         };
-        job.kind = kind;
+        (job.kind, job.aborted) = (kind, false);
         (job.at, job.lba, job.left) = (at, command.slba(), command.blocks().into());
         (job.to, job.writing, job.step, job.next, job.done, job.locked) = (0, false, 0, 0, 0, false);
         if let Kind::Copy = job.kind {
@@ -256,6 +270,10 @@ impl Executor {
     pub(super) fn unstick(&mut self, data: &impl Data, done: &mut impl FnMut(Finished)) {
         for _ in 0..self.stuck.len() {
             let slot = self.stuck.remove(0);
+            if self.can_pause(slot) {
+                self.stuck.push(slot);
+                continue;
+            }
             if let SlotKind::Job(job) = self.slots[usize::from(slot)].kind {
                 self.advance(slot, job, None, data, done);
             }
@@ -288,11 +306,15 @@ impl Executor {
                 job.pass();
             }
         }
-        if !job.data.is_empty() && data.torn() != self.slots[usize::from(slot)].torn {
+        if !job.data.is_empty() && torn(data) != self.slots[usize::from(slot)].torn {
             end = Some(Status::DATA_TRANSFER_ERROR);
+        }
+        if job.aborted && end.is_none() {
+            end = Some(Status::ABORT_REQUESTED);
         }
         let step = match end {
             Some(status) => Step::End(status),
+            None if self.pausing && job.can_rest() => Step::Wait,
             None if !self.lock_fused(&mut job) => Step::Wait,
             None if matches!(job.kind, Kind::FlushAll) => self.next_flush(&mut job),
             None => job.step(shift),
@@ -397,7 +419,7 @@ impl Executor {
             self.check_range(at, lba, blocks)?;
         }
         self.check_range(at, command.slba(), total)?;
-        self.start((tag, data.torn()), command, at, Kind::Copy)
+        self.start((tag, torn(data)), command, at, Kind::Copy)
     }
 }
 

@@ -72,7 +72,7 @@ struct Slot {
     /// Blocks of 512 bytes, for the counters.
     sectors: u32,
     /// What was lost of the memory when it started, see [`Data::torn`].
-    torn: usize,
+    torn: u32,
     kind: SlotKind,
 }
 
@@ -85,6 +85,23 @@ enum SlotKind {
     Other,
     /// A job, by its index.
     Job(u8),
+}
+
+/// What ended in a pass, not yet in the queue's [`Counters`].
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    reads: u64,
+    writes: u64,
+    sectors_read: u64,
+    sectors_written: u64,
+}
+
+/// How much memory was lost, as a slot keeps it: a number of windows.
+#[inline]
+fn torn(data: &impl Data) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "a guest has far fewer windows")]
+    let torn = data.torn() as u32;
+    torn
 }
 
 /// Most jobs at a time; further commands that need one wait in their queue.
@@ -102,6 +119,9 @@ pub struct Executor {
     present: Vec<usize>,
     slots: Box<[Slot]>,
     free: Vec<u16>,
+    tally: Tally,
+    /// Completions on their way from a channel; made once.
+    batch: Box<[Completion]>,
     iov: Vec<IoVec>,
     /// The data of the second of two fused commands, and the ranges of a command that has several; for [`job`].
     second: Vec<IoVec>,
@@ -109,8 +129,10 @@ pub struct Executor {
     jobs: Vec<Option<Box<Job>>>,
     #[expect(clippy::vec_box, reason = "a job is large, and moves between the lists")]
     idle_jobs: Vec<Box<Job>>,
-    /// Slots of jobs whose next step found no room.
+    /// Slots of jobs whose next step found no room, or has to wait for a change.
     stuck: Vec<u16>,
+    /// A change waits for the bdevs: jobs make no further steps.
+    pausing: bool,
     /// The volatile write cache is off: every write goes through it.
     write_through: bool,
 }
@@ -148,23 +170,33 @@ impl Executor {
             present: Vec::new(),
             slots: vec![Slot::default(); usize::from(depth)].into_boxed_slice(),
             free: (0..depth).rev().collect(),
+            tally: Tally::default(),
+            batch: vec![Completion::EMPTY; REAP_BATCH].into_boxed_slice(),
             iov: Vec::with_capacity(MAX_SEGMENTS as usize),
             second: Vec::with_capacity(MAX_SEGMENTS as usize),
             ranges: Vec::with_capacity(MAX_RANGES),
             jobs: (0..MAX_JOBS).map(|_| None).collect(),
             idle_jobs: Vec::with_capacity(usize::from(MAX_JOBS)),
             stuck: Vec::with_capacity(usize::from(MAX_JOBS)),
+            pausing: false,
             write_through: false,
         };
         new.refresh();
         new
     }
 
-    /// Follows the subsystem: channels to namespaces that came, none to those that went. Nothing is in flight.
+    /// Follows the subsystem: channels to namespaces that came, none to those that went. Nothing is at a bdev.
     pub fn refresh(&mut self) {
         let depth = u16::try_from(self.slots.len()).unwrap_or(MAX_IN_FLIGHT);
         let namespaces = self.subsystem.namespaces();
         let len = namespaces.last().map_or(0, |last| last.nsid as usize);
+        for job in self.jobs.iter_mut().flatten() {
+            let space = self.spaces.get(job.at).and_then(Option::as_ref);
+            // A job that rests does not go on with another namespace of the same number.
+            if !space.is_some_and(|space| namespaces.iter().any(|there| space.is_of(there))) {
+                job.abort();
+            }
+        }
         let mut old = std::mem::take(&mut self.spaces);
         self.spaces.resize_with(len, || None);
         for namespace in namespaces {
@@ -253,8 +285,9 @@ impl Executor {
         laps: &mut impl Laps,
     ) -> Result<Verdict, Status> {
         let Some(&slot) = self.free.last() else { return Ok(Verdict::Full) };
-        let at = self.admit(command.nsid, if write { Access::Write } else { Access::Read })?;
-        let Some(space) = &mut self.spaces[at] else { return Err(Status::INVALID_NAMESPACE) };
+        let space = self.spaces.get_mut((command.nsid as usize).wrapping_sub(1)).and_then(Option::as_mut);
+        let space = space.ok_or(Status::INVALID_NAMESPACE)?;
+        space.admit(if write { Access::Write } else { Access::Read }, &self.link)?;
         let blocks = u64::from(command.blocks());
         let bytes = blocks << space.block_shift;
         if bytes > u64::from(self.options.max_io_size) {
@@ -266,7 +299,7 @@ impl Executor {
         let op = if write { Op::Write { fua } } else { Op::Read };
         let Some(channel) = &mut space.channel else { return Err(Status::NAMESPACE_NOT_READY) };
         // Before the channel may touch the memory.
-        let torn = data.torn();
+        let torn = torn(data);
         let request = Request { op, lba: command.slba(), blocks, iov: &self.iov, token: Token(slot.into()) };
         laps.lap(Stage::Translate);
         match channel.submit(&request) {
@@ -335,7 +368,7 @@ impl Executor {
                 offered(oncs::VERIFY)?;
                 let at = self.admit(command.nsid, Access::Read)?;
                 self.check_range(at, command.slba(), u64::from(command.blocks()))?;
-                self.start((tag, data.torn()), command, at, Kind::Verify)
+                self.start((tag, torn(data)), command, at, Kind::Verify)
             }
             nvm::COPY => {
                 offered(oncs::COPY)?;
@@ -362,7 +395,7 @@ impl Executor {
 
     fn flush(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
         if command.nsid == NSID_ALL {
-            return self.start((tag, data.torn()), command, usize::MAX, Kind::FlushAll);
+            return self.start((tag, torn(data)), command, usize::MAX, Kind::FlushAll);
         }
         let at = self.admit(command.nsid, Access::Flush)?;
         if !self.supports(at, OpKind::Flush) {
@@ -379,7 +412,7 @@ impl Executor {
         self.check_range(at, command.slba(), blocks)?;
         let fua = command.cdw12 & FUA != 0 || self.write_through;
         if !self.supports(at, OpKind::WriteZeroes) {
-            return self.start((tag, data.torn()), command, at, Kind::Zero { fua });
+            return self.start((tag, torn(data)), command, at, Kind::Zero { fua });
         }
         let unmap = command.cdw12 & DEAC != 0;
         self.single(tag, command, at, Op::WriteZeroes { unmap, fua }, blocks)
@@ -389,7 +422,7 @@ impl Executor {
     fn compare(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
         let at = self.admit(command.nsid, Access::Read)?;
         self.map_range(at, command, data, false)?;
-        self.start((tag, data.torn()), command, at, Kind::Compare)
+        self.start((tag, torn(data)), command, at, Kind::Compare)
     }
 
     /// Maps the data of a command that has a range of blocks like Read's.
@@ -437,7 +470,7 @@ impl Executor {
         std::mem::swap(&mut self.iov, &mut self.second);
         self.map_range(at, first, data, false)?;
         let fua = second.cdw12 & FUA != 0 || self.write_through;
-        self.start((tag, data.torn()), first, at, Kind::Fused { second: second.cid, fua })
+        self.start((tag, torn(data)), first, at, Kind::Fused { second: second.cid, fua })
     }
 
     /// Dataset Management (NVM, 3.2.3): only Deallocate does something; the rest are hints.
@@ -467,7 +500,7 @@ impl Executor {
         let ranges = ranges.iter().filter(|range| range.blocks > 0);
         self.ranges.clear();
         self.ranges.extend(ranges.map(|range| (range.slba, u64::from(range.blocks))));
-        self.start((tag, data.torn()), command, at, Kind::Discard)
+        self.start((tag, torn(data)), command, at, Kind::Discard)
     }
 
     /// Sends on what was submitted in this pass.
@@ -480,6 +513,46 @@ impl Executor {
                 channel.kick();
             }
         }
+    }
+
+    /// From now on, until [`Self::resume`], jobs make no further steps, so that a change has not to wait for all of them. Those
+    /// that have vectors over guest memory, which are short, do: a change may take the memory away.
+    pub fn pause(&mut self) {
+        self.pausing = true;
+    }
+
+    /// Ends a pause.
+    pub fn resume(&mut self) {
+        self.pausing = false;
+    }
+
+    /// Commands that a change has to wait for.
+    #[must_use]
+    pub fn unpaused(&self) -> usize {
+        self.in_flight() - self.stuck.iter().filter(|&&slot| self.can_pause(slot)).count()
+    }
+
+    fn can_pause(&self, slot: u16) -> bool {
+        let SlotKind::Job(job) = self.slots[usize::from(slot)].kind else { return false };
+        self.pausing && self.jobs[usize::from(job)].as_ref().is_some_and(|job| job.can_rest())
+    }
+
+    /// Aborts every command that has steps still to make: the queue is going.
+    pub fn abort_all(&mut self) {
+        for job in self.jobs.iter_mut().flatten() {
+            job.abort();
+        }
+    }
+
+    /// Aborts a command that has steps still to make; they are not made. False if there is none.
+    #[cold]
+    pub fn abort(&mut self, tag: u16, cid: u16) -> bool {
+        let ours = |slot: &Slot| match slot.kind {
+            SlotKind::Job(job) if slot.tag == tag && slot.cid == cid => Some(job),
+            _ => None,
+        };
+        let job = self.slots.iter().find_map(ours).and_then(|job| self.jobs[usize::from(job)].as_mut());
+        job.is_some_and(|job| job.abort())
     }
 
     /// Asked before the caller sleeps with commands in flight: has the descriptors polled readable as soon as one
@@ -501,9 +574,10 @@ impl Executor {
         if !self.stuck.is_empty() {
             self.unstick(data, done);
         }
+        // Out of the way of what the completions change.
+        let mut batch = std::mem::take(&mut self.batch);
         for index in 0..self.present.len() {
             let at = self.present[index];
-            let mut batch = [Completion::EMPTY; REAP_BATCH];
             loop {
                 let channel = self.spaces[at].as_mut().and_then(|space| space.channel.as_mut());
                 let Some(channel) = channel.filter(|channel| channel.in_flight() > 0) else { break };
@@ -518,36 +592,69 @@ impl Executor {
                 }
             }
         }
+        self.batch = batch;
+        self.add_up();
+    }
+
+    /// Puts what a pass has done into the counters.
+    #[inline]
+    fn add_up(&mut self) {
+        let Tally { reads, writes, sectors_read, sectors_written } = std::mem::take(&mut self.tally);
+        if reads > 0 {
+            Counters::add(&self.counters.reads, reads);
+            Counters::add(&self.counters.sectors_read, sectors_read);
+        }
+        if writes > 0 {
+            Counters::add(&self.counters.writes, writes);
+            Counters::add(&self.counters.sectors_written, sectors_written);
+        }
+        if reads + writes > 0 {
+            Counters::add(&self.counters.commands, reads + writes);
+        }
     }
 
     #[inline]
-    fn finish(&mut self, mut completion: Completion, data: &impl Data, done: &mut impl FnMut(Finished)) {
+    fn finish(&mut self, completion: Completion, data: &impl Data, done: &mut impl FnMut(Finished)) {
         #[expect(clippy::cast_possible_truncation, reason = "tokens are indexes of slots")]
         let index = completion.token.0 as u16;
-        let Slot { tag, cid, sectors, torn, kind } = self.slots[usize::from(index)];
-        let is_torn = matches!(kind, SlotKind::Read | SlotKind::Write) && data.torn() != torn;
-        if is_torn {
-            completion.status = bdev::Status::IoError;
-        }
-        let counters = &self.counters;
-        let writes = kind != SlotKind::Read;
+        let Slot { tag, cid, sectors, torn: before, kind } = self.slots[usize::from(index)];
+        let tally = &mut self.tally;
         match kind {
-            SlotKind::Read if completion.status == bdev::Status::Ok => {
-                Counters::add(&counters.reads, 1);
-                Counters::add(&counters.sectors_read, sectors.into());
+            SlotKind::Read | SlotKind::Write
+                if completion.status != bdev::Status::Ok || torn(data) != before =>
+            {
+                return self.fail(completion, torn(data) != before, done);
             }
-            SlotKind::Write if completion.status == bdev::Status::Ok => {
-                Counters::add(&counters.writes, 1);
-                Counters::add(&counters.sectors_written, sectors.into());
+            SlotKind::Read => {
+                tally.reads += 1;
+                tally.sectors_read += u64::from(sectors);
+            }
+            SlotKind::Write => {
+                tally.writes += 1;
+                tally.sectors_written += u64::from(sectors);
             }
             SlotKind::Job(job) => return self.advance(index, job, Some(completion.status), data, done),
-            _ => {}
+            _ => return self.fail(completion, false, done),
         }
-        let status = if is_torn { Status::DATA_TRANSFER_ERROR } else { status_of(completion.status, writes) };
+        self.release(index);
+        done(Finished { tag, cid, status: Status::SUCCESS, dw0: 0 });
+    }
+
+    /// Gives back what failed, and what is no read or write.
+    #[cold]
+    fn fail(&mut self, completion: Completion, is_torn: bool, done: &mut impl FnMut(Finished)) {
+        #[expect(clippy::cast_possible_truncation, reason = "tokens are indexes of slots")]
+        let index = completion.token.0 as u16;
+        let Slot { tag, cid, kind, .. } = self.slots[usize::from(index)];
+        let status = if is_torn {
+            Status::DATA_TRANSFER_ERROR
+        } else {
+            status_of(completion.status, kind != SlotKind::Read)
+        };
         if completion.status == bdev::Status::MediaError {
-            Counters::add(&counters.media_errors, 1);
+            Counters::add(&self.counters.media_errors, 1);
         }
-        Counters::add(&counters.commands, 1);
+        Counters::add(&self.counters.commands, 1);
         self.release(index);
         done(Finished { tag, cid, status, dw0: 0 });
     }

@@ -35,16 +35,33 @@ pub(super) struct Wanted {
     pub(super) buffers: Option<Buffers>,
 }
 
+/// A command to be aborted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Abort {
+    /// The Abort command's identifier.
+    pub(super) by: u16,
+    /// Submission queue and identifier of the command.
+    pub(super) sqid: u16,
+    pub(super) cid: u16,
+}
+
 /// The two-way control block of one completion queue.
 #[derive(Debug)]
 pub(super) struct Control {
     epoch: AtomicU64,
     acked: AtomicU64,
     stop: AtomicBool,
+    /// Nobody waits for what is left of its commands: the controller is reset.
+    discard: AtomicBool,
     state: AtomicU8,
     owner: Mutex<Option<Waker>>,
     home: Waker,
     wanted: Mutex<Wanted>,
+    /// Commands that the host wants aborted, and whether there are any.
+    aborts: Mutex<Vec<Abort>>,
+    has_aborts: AtomicBool,
+    /// What became of those: the identifier of each Abort, and whether it aborted.
+    aborted: Mutex<Vec<(u16, bool)>>,
     /// What the owner left when it stopped.
     rings: Mutex<Option<Rings>>,
 }
@@ -59,10 +76,14 @@ impl Control {
             epoch: AtomicU64::new(1),
             acked: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            discard: AtomicBool::new(false),
             state: AtomicU8::new(State::Starting as u8),
             owner: Mutex::new(None),
             home,
             wanted: Mutex::new(wanted),
+            aborts: Mutex::default(),
+            has_aborts: AtomicBool::new(false),
+            aborted: Mutex::default(),
             rings: Mutex::new(None),
         })
     }
@@ -86,11 +107,31 @@ impl Control {
         self.sync();
     }
 
+    /// The same, and nobody waits for what is left of its commands.
+    pub(super) fn discard(&self) {
+        self.discard.store(true, Ordering::Release);
+        self.stop();
+    }
+
     /// A doorbell was rung by a message.
     pub(super) fn wake(&self) {
         if let Some(owner) = &*lock(&self.owner) {
             owner.wake();
         }
+    }
+
+    /// Has the owner abort a command; [`Self::take_aborted`] says what became of it.
+    pub(super) fn abort(&self, abort: Abort) {
+        lock(&self.aborts).push(abort);
+        self.has_aborts.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Whether an Abort did, once that is known.
+    pub(super) fn take_aborted(&self, by: u16) -> Option<bool> {
+        let mut aborted = lock(&self.aborted);
+        let at = aborted.iter().position(|&(one, _)| one == by)?;
+        Some(aborted.swap_remove(at).1)
     }
 
     pub(super) fn state(&self) -> State {
@@ -147,8 +188,26 @@ impl Control {
         self.home.wake();
     }
 
+    #[inline]
+    pub(super) fn has_aborts(&self) -> bool {
+        self.has_aborts.load(Ordering::Acquire)
+    }
+
+    /// Takes the commands to be aborted, and says whether each was.
+    pub(super) fn settle_aborts(&self, mut each: impl FnMut(Abort) -> bool) {
+        self.has_aborts.store(false, Ordering::Release);
+        let aborts = std::mem::take(&mut *lock(&self.aborts));
+        let settled = aborts.into_iter().map(|abort| (abort.by, each(abort)));
+        lock(&self.aborted).extend(settled);
+        self.home.wake();
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_discarding(&self) -> bool {
+        self.discard.load(Ordering::Acquire)
     }
 
     pub(super) fn wanted(&self) -> Wanted {

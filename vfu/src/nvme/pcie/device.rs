@@ -6,7 +6,7 @@ use std::sync::{Arc, atomic::Ordering};
 use reactor::Handle;
 
 use super::{
-    control::{Control, State},
+    control::{Abort, Control, State},
     doorbells::{Doorbells, Side},
     memory::GuestData,
     registers::{Register, Registers, capabilities},
@@ -25,6 +25,11 @@ use crate::{
 
 /// Admin commands executed in one pass.
 const COMMANDS_PER_PASS: u16 = 64;
+
+/// Abort commands at a time (ACL of Identify Controller, counted from one).
+const ABORTS_MAX: usize = 4;
+/// Dword 0 of an Abort that did not.
+const NOT_ABORTED: u32 = 1;
 
 /// The admin queue pair.
 struct Admin {
@@ -80,6 +85,8 @@ pub(super) struct Device {
     /// The completion queue of each submission queue, by identifier.
     pub(super) sqs: Vec<Option<u16>>,
     pub(super) deletions: Vec<Deletion>,
+    /// Abort commands whose queue has not answered yet: identifier and completion queue.
+    aborts: Vec<(u16, u16)>,
     pub(super) buffers: Option<Buffers>,
     resetting: Option<After>,
     /// The owner of a queue has panicked.
@@ -101,6 +108,7 @@ impl Device {
             groups: (0..queues).map(|_| None).collect(),
             sqs: vec![None; queues],
             deletions: Vec::new(),
+            aborts: Vec::new(),
             buffers: None,
             resetting: None,
             is_faulted: false,
@@ -242,8 +250,9 @@ impl Device {
             self.bus.irqs.deassert_level();
         }
         self.deletions.clear();
+        self.aborts.clear();
         for group in self.groups.iter().flatten() {
-            group.control.stop();
+            group.control.discard();
         }
     }
 
@@ -309,6 +318,7 @@ impl Device {
             self.stopped(after);
             return Progress::Done;
         }
+        self.end_aborts();
         if self.restart_moved() {
             return Progress::Pending;
         }
@@ -320,6 +330,42 @@ impl Device {
             group.as_ref().is_none_or(|group| group.control.is_settled() || deleted(cqid))
         });
         if settled { Progress::Done } else { Progress::Pending }
+    }
+
+    /// Abort of an I/O command: its queue knows (Base, 5.1).
+    fn abort(&mut self, command: &Command) -> Result<Reply, Status> {
+        #[expect(clippy::cast_possible_truncation, reason = "the halves")]
+        let (sqid, cid) = (command.cdw10 as u16, (command.cdw10 >> 16) as u16);
+        let cqid = self.sqs.get(usize::from(sqid)).copied().flatten();
+        let Some(group) = cqid.and_then(|cqid| self.groups[usize::from(cqid)].as_ref()) else {
+            return Ok(Reply::Done(Status::SUCCESS, NOT_ABORTED));
+        };
+        if self.aborts.len() >= ABORTS_MAX {
+            return Err(Status::ABORT_LIMIT);
+        }
+        group.control.abort(Abort { by: command.cid, sqid, cid });
+        self.aborts.push((command.cid, cqid.unwrap_or(0)));
+        Ok(Reply::Held)
+    }
+
+    /// Completes Abort commands whose queue has answered, or is gone.
+    fn end_aborts(&mut self) {
+        let mut at = 0;
+        while at < self.aborts.len() {
+            let (by, cqid) = self.aborts[at];
+            let control = self.groups[usize::from(cqid)].as_ref().map(|group| &group.control);
+            let answer = control.map_or(Some(false), |control| match control.state() {
+                State::Stopped | State::Failed => Some(control.take_aborted(by).unwrap_or(false)),
+                State::Starting | State::Running => control.take_aborted(by),
+            });
+            let Some(aborted) = answer.filter(|_| self.has_room()) else {
+                at += 1;
+                continue;
+            };
+            self.aborts.remove(at);
+            self.post(by, Status::SUCCESS, if aborted { 0 } else { NOT_ABORTED });
+            self.raise();
+        }
     }
 
     fn end_deletions(&mut self) {
@@ -419,7 +465,7 @@ impl Device {
 
     /// The next admin command for whose completion there is room, besides those that are owed.
     fn next_admin(&mut self) -> Option<Command> {
-        let owed = u16::try_from(self.deletions.len()).unwrap_or(u16::MAX);
+        let owed = u16::try_from(self.deletions.len() + self.aborts.len()).unwrap_or(u16::MAX);
         let admin = self.admin.as_mut()?;
         match admin.sq.look() {
             Ok(0) => return None,
@@ -444,6 +490,7 @@ impl Device {
             admin::DELETE_CQ => self.delete_cq(command),
             admin::DELETE_SQ => self.delete_sq(command),
             admin::DOORBELL_BUFFER => self.set_buffers(command),
+            admin::ABORT if command.cdw10 & 0xffff != 0 => self.abort(command),
             _ => {
                 let Some(admin) = &self.admin else { return Reply::Done(Status::INTERNAL_ERROR, 0) };
                 return self.controller.admin(command, &GuestData { view: &admin.view, admin: true });

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::atomic::{Ordering, fence},
+    sync::atomic::{AtomicU32, Ordering, fence},
 };
 
 use rustix::{
@@ -41,6 +41,8 @@ fn offset(qid: u16, side: Side) -> usize {
 pub(super) struct Doorbells {
     file: OwnedFd,
     span: Span,
+    /// How often they were cleared.
+    lives: AtomicU32,
     /// The guest may map them: a ring is a store that only polling sees.
     pub(super) is_mapped: bool,
 }
@@ -53,7 +55,7 @@ impl Doorbells {
         let ours = file.try_clone().map_err(|_limit| Errno::MFILE)?;
         windows.map(0, LEN, Protection { read: true, write: true }, Some((ours, reg::DOORBELLS)))?;
         let span = View::new(&windows).span(0, LEN as usize, true).map_err(|_none| Errno::INVAL)?;
-        Ok(Self { file, span, is_mapped })
+        Ok(Self { file, span, lives: AtomicU32::new(0), is_mapped })
     }
 
     pub(super) fn file(&self) -> BorrowedFd<'_> {
@@ -64,10 +66,18 @@ impl Doorbells {
         self.span.slice().store_u32(offset(qid, side), value, Ordering::Release);
     }
 
+    /// Both doorbells of a queue pair as they stand in the page, and how often the page was cleared.
+    #[inline]
+    pub(super) fn both(&self, qid: u16) -> [u32; 3] {
+        let load = |side| self.span.slice().load_u32(offset(qid, side), Ordering::Acquire);
+        [self.lives.load(Ordering::Acquire), load(Side::Tail), load(Side::Head)]
+    }
+
     pub(super) fn clear(&self) {
         for at in (0..LEN as usize).step_by(4) {
             self.span.slice().store_u32(at, 0, Ordering::Relaxed);
         }
+        self.lives.fetch_add(1, Ordering::Release);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     dma::View,
     nvme::{
         data::Data,
-        spec::{Command, Status},
+        spec::{Command, PAGE, Status},
     },
 };
 
@@ -19,8 +19,34 @@ pub(super) struct GuestData<'a> {
 }
 
 impl Data for GuestData<'_> {
-    #[inline]
+    #[inline(always)]
     fn map(
+        &self,
+        command: &Command,
+        len: u64,
+        device_writes: bool,
+        out: &mut Vec<IoVec>,
+    ) -> Result<(), Status> {
+        let [first, _] = command.dptr;
+        // Most commands: data inside one page.
+        if command.psdt() == 0 && first % PAGE + len <= PAGE && first & 3 == 0 {
+            #[expect(clippy::cast_possible_truncation, reason = "at most a page")]
+            let translated = self.view.translate(first, len as u32, device_writes, out);
+            return translated.map_err(|_unreachable| Status::DATA_TRANSFER_ERROR);
+        }
+        self.map_pieces(command, len, device_writes, out)
+    }
+
+    #[inline]
+    fn torn(&self) -> usize {
+        self.view.torn()
+    }
+}
+
+impl GuestData<'_> {
+    /// Data over pages, by a list, or by an SGL.
+    #[inline(never)]
+    fn map_pieces(
         &self,
         command: &Command,
         len: u64,
@@ -36,11 +62,6 @@ impl Data for GuestData<'_> {
             _ => return Err(Status::INVALID_FIELD),
         }
         runs.flush()
-    }
-
-    #[inline]
-    fn torn(&self) -> usize {
-        self.view.torn()
     }
 }
 

@@ -140,12 +140,12 @@ impl NvmePci {
         if !self.is_unpolled {
             return;
         }
-        let device = Arc::downgrade(&self.device);
+        let (device, doorbells) = (Arc::downgrade(&self.device), Arc::clone(&self.doorbells));
         let (name, group) = (format!("{}_admin", self.home.group.name()), self.home.group.clone());
         let sent = self.reactor.send(Box::new(move |reactor| {
             reactor.add(PollerSpec::new(name, &group), |cx| {
                 let period = cx.clock().ticks(owner::FALLBACK_PERIOD);
-                Box::new(AdminPoller { device, period, looks: 0 })
+                Box::new(AdminPoller { device, doorbells, seen: None, period, looks: 0 })
             });
         }));
         self.is_unpolled = sent.is_err();
@@ -155,17 +155,25 @@ impl NvmePci {
 /// Looks at the admin queue's doorbell where no message tells.
 struct AdminPoller {
     device: Weak<Mutex<Device>>,
+    doorbells: Arc<Doorbells>,
+    /// The doorbells when there was nothing to do: while they stand so, there is nothing.
+    seen: Option<[u32; 3]>,
     period: u64,
     looks: u32,
 }
 
 impl Poller for AdminPoller {
     fn poll(&mut self, _now: Tick) -> Work {
+        let now = self.doorbells.both(0);
+        if self.seen == Some(now) && self.device.strong_count() > 0 {
+            return Work::Idle;
+        }
         let Some(device) = self.device.upgrade() else { return Work::Done };
         if lock(&device).poll_admin() {
-            self.looks = 0;
+            (self.looks, self.seen) = (0, None);
             Work::Busy
         } else {
+            self.seen = Some(now);
             Work::Idle
         }
     }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Watch, Work};
 
 use super::{
-    control::{Control, State, Wanted},
+    control::{Abort, Control, State, Wanted},
     doorbells::Doorbells,
     memory::GuestData,
     ring::{Cq, Rings, Setup, Sq},
@@ -169,6 +169,15 @@ impl Owner {
             let mut room = cq.room(waiting + *owed).saturating_sub(*owed);
             while waiting > 0 {
                 let Some(command) = sq.peek(0) else { break };
+                if room > 0 && sq.is_aborted(command.cid) {
+                    sq.advance(1);
+                    cq.post_raw(sq.head, sq.setup.qid, command.cid, Status::ABORT_REQUESTED, 0);
+                    laps.count(1, 1);
+                    posted = true;
+                    waiting -= 1;
+                    room -= 1;
+                    continue;
+                }
                 if command.fuse() != Command::FUSE_NONE {
                     let (taken, more) = fused(sq, cq, io, owed, (tag, command, waiting, room), &data);
                     posted |= more;
@@ -242,6 +251,9 @@ impl Owner {
         if self.asserted {
             self.settle_pin();
         }
+        if self.control.has_aborts() {
+            self.abort();
+        }
         let mut posted = false;
         if waiting > 0 {
             posted = self.take(laps);
@@ -291,14 +303,37 @@ impl Owner {
         }
     }
 
+    /// Aborts what it was told to, if it is not with a bdev: steps that a command still has to make, and commands that were
+    /// not taken yet for want of room.
+    #[cold]
+    fn abort(&mut self) {
+        let Self { control, sqs, io, .. } = self;
+        control.settle_aborts(|Abort { sqid, cid, .. }| {
+            let Some(tag) = sqs.iter().position(|sq| sq.setup.qid == sqid) else { return false };
+            io.abort(u16::try_from(tag).unwrap_or(u16::MAX), cid) || sqs[tag].abort(cid)
+        });
+    }
+
     /// Follows a change when nothing is in flight.
     #[cold]
     fn follow(&mut self, epoch: u64) -> Work {
+        let stops = self.control.is_stopping();
+        let Wanted { sqs, buffers } = self.control.wanted();
+        // Commands are known by the place of their queue: with one less, there must be none.
+        let shrinks = self.sqs.iter().any(|sq| !sqs.contains(&sq.setup));
+        if stops || shrinks {
+            self.io.resume();
+        } else {
+            self.io.pause();
+        }
+        if self.control.is_discarding() {
+            self.io.abort_all();
+        }
         let finished = self.complete(false, &mut Untimed);
-        if self.io.in_flight() > 0 {
+        if self.io.unpaused() > 0 {
             return if finished { Work::Busy } else { Work::Idle };
         }
-        if self.control.is_stopping() {
+        if stops {
             NVME.record_text(QUEUE_STOP, self.vector.map_or(u64::MAX, u64::from), &self.name);
             self.release_pin();
             self.io.publish();
@@ -312,7 +347,6 @@ impl Owner {
         self.view.refresh(&self.bus.windows);
         self.io.refresh();
         self.watch();
-        let Wanted { sqs, buffers } = self.control.wanted();
         self.sqs.retain(|sq| sqs.contains(&sq.setup));
         for setup in sqs {
             if !self.sqs.iter().any(|sq| sq.setup == setup) {
@@ -332,6 +366,7 @@ impl Owner {
         if !self.signal.as_ref().is_some_and(Signal::is_pin) {
             self.release_pin();
         }
+        self.io.resume();
         self.epoch = epoch;
         self.control.acknowledge(epoch);
         Work::Busy
@@ -403,7 +438,7 @@ impl Poller for Owner {
     fn park(&mut self, now: Tick) -> Park {
         self.io.publish();
         // A change that came since the last poll woke nobody: wakes count only from now on.
-        if self.control.epoch() != self.epoch {
+        if self.control.epoch() != self.epoch || self.control.has_aborts() {
             return Park::Ready;
         }
         if self.io.in_flight() > 0 && (self.unwatched || !self.io.arm()) {

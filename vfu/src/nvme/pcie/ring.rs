@@ -39,6 +39,8 @@ pub(super) struct Sq {
     entries: Option<Span>,
     /// A tail outside the queue, told once.
     bad: bool,
+    /// Identifiers of commands that end when they are taken: they were aborted before.
+    aborted: Vec<u16>,
 }
 
 /// A doorbell says something that is not in its queue.
@@ -48,7 +50,7 @@ pub(super) struct BadDoorbell;
 impl Sq {
     pub(super) fn new(setup: Setup, doorbells: &Doorbells) -> Self {
         let doorbell = Doorbell::new(doorbells, setup.qid, Side::Tail);
-        Self { setup, head: 0, tail: 0, doorbell, entries: None, bad: false }
+        Self { setup, head: 0, tail: 0, doorbell, entries: None, bad: false, aborted: Vec::new() }
     }
 
     /// Finds its memory anew; without it, it rests.
@@ -94,8 +96,35 @@ impl Sq {
     /// The entry `ahead` of the head; each is read once.
     #[inline]
     pub(super) fn peek(&self, ahead: u16) -> Option<Command> {
-        let at = (usize::from(self.head) + usize::from(ahead)) % usize::from(self.setup.size);
+        let (at, size) = (usize::from(self.head) + usize::from(ahead), usize::from(self.setup.size));
+        let at = if at >= size { at - size } else { at };
         Some(self.entries.as_ref()?.slice().read(at * SQE_LEN))
+    }
+
+    /// Aborts a command that waits. False if none has this identifier.
+    #[cold]
+    pub(super) fn abort(&mut self, cid: u16) -> bool {
+        let waits = (0..self.waiting()).any(|ahead| {
+            // One of two fused is not aborted alone.
+            let command = self.peek(ahead);
+            command.is_some_and(|command| command.cid == cid && command.fuse() == Command::FUSE_NONE)
+        });
+        if waits && !self.aborted.contains(&cid) {
+            self.aborted.push(cid);
+        }
+        waits
+    }
+
+    /// Whether the command with this identifier, which is being taken, was aborted.
+    #[inline]
+    pub(super) fn is_aborted(&mut self, cid: u16) -> bool {
+        !self.aborted.is_empty() && self.forget_aborted(cid)
+    }
+
+    #[cold]
+    fn forget_aborted(&mut self, cid: u16) -> bool {
+        let at = self.aborted.iter().position(|&one| one == cid);
+        at.map(|at| self.aborted.swap_remove(at)).is_some()
     }
 
     /// Takes `n` entries off.
@@ -202,10 +231,12 @@ impl Cq {
         let at = usize::from(self.tail) * CQE_LEN;
         let slice = entries.slice();
         slice.write(at, u64::from(dw0));
-        slice.write(at + 8, u32::from(sq_id) << 16 | u32::from(sq_head));
-        // The phase comes last: with it the driver may look at the rest.
-        let last = u32::from(status.word(self.phase)) << 16 | u32::from(cid);
-        slice.store_u32(at + 12, last, Ordering::Release);
+        // The half with the phase comes last: with it the driver may look at the rest.
+        let last = u64::from(status.word(self.phase)) << 48
+            | u64::from(cid) << 32
+            | u64::from(sq_id) << 16
+            | u64::from(sq_head);
+        slice.store_u64(at + 8, last, Ordering::Release);
         self.tail += 1;
         if self.tail == self.setup.size {
             (self.tail, self.phase) = (0, !self.phase);
@@ -221,3 +252,6 @@ impl Cq {
         self.doorbell.disarm(self.head.into());
     }
 }
+
+#[cfg(test)]
+mod tests;
