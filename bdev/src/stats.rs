@@ -126,6 +126,47 @@ pub(crate) struct ChannelCounters {
     in_flight: AtomicU32,
 }
 
+/// Requests of one kind that ended well one after the other: summed up before they are counted, as most are alike.
+#[derive(Debug)]
+pub(crate) struct Run {
+    kind: OpKind,
+    ops: u64,
+    bytes: u64,
+    ticks: u64,
+    ticks_max: u64,
+    ticks_min: u64,
+}
+
+impl Default for Run {
+    /// None yet.
+    #[inline]
+    fn default() -> Run {
+        Run { kind: OpKind::Read, ops: 0, bytes: 0, ticks: 0, ticks_max: 0, ticks_min: u64::MAX }
+    }
+}
+
+impl Run {
+    /// The first of a run.
+    #[inline]
+    pub(crate) fn of(kind: OpKind, bytes: u64, ticks: u64) -> Run {
+        Run { kind, ops: 1, bytes, ticks, ticks_max: ticks, ticks_min: ticks }
+    }
+
+    /// Adds one; false where it is of another kind.
+    #[inline]
+    pub(crate) fn add(&mut self, kind: OpKind, bytes: u64, ticks: u64) -> bool {
+        if kind != self.kind {
+            return false;
+        }
+        self.ops += 1;
+        self.bytes = self.bytes.wrapping_add(bytes);
+        self.ticks = self.ticks.wrapping_add(ticks);
+        self.ticks_max = self.ticks_max.max(ticks);
+        self.ticks_min = self.ticks_min.min(ticks);
+        true
+    }
+}
+
 #[inline]
 fn bump(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
@@ -144,18 +185,21 @@ impl ChannelCounters {
         counters
     }
 
-    /// Counts a request that ended well. Writer only.
+    /// Counts requests that ended well. Writer only.
     #[inline]
-    pub(crate) fn count(&self, kind: OpKind, bytes: u64, latency_ticks: u64) {
-        let k = &self.kinds[kind as usize];
-        bump(&k.ops, 1);
-        bump(&k.bytes, bytes);
-        bump(&k.latency_ticks, latency_ticks);
-        if latency_ticks > k.latency_ticks_max.load(Ordering::Relaxed) {
-            k.latency_ticks_max.store(latency_ticks, Ordering::Relaxed);
+    pub(crate) fn count_run(&self, run: &Run) {
+        if run.ops == 0 {
+            return;
         }
-        if latency_ticks < k.latency_ticks_min.load(Ordering::Relaxed) {
-            k.latency_ticks_min.store(latency_ticks, Ordering::Relaxed);
+        let k = &self.kinds[run.kind as usize];
+        bump(&k.ops, run.ops);
+        bump(&k.bytes, run.bytes);
+        bump(&k.latency_ticks, run.ticks);
+        if run.ticks_max > k.latency_ticks_max.load(Ordering::Relaxed) {
+            k.latency_ticks_max.store(run.ticks_max, Ordering::Relaxed);
+        }
+        if run.ticks_min < k.latency_ticks_min.load(Ordering::Relaxed) {
+            k.latency_ticks_min.store(run.ticks_min, Ordering::Relaxed);
         }
     }
 

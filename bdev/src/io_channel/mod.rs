@@ -16,7 +16,7 @@ use crate::histogram::ChannelHistogram;
 use crate::points::{CHANNEL_CREATE, CHANNEL_DESTROY, IO_DONE, IO_START, POINTS};
 use crate::qos::Share;
 use crate::registry::{Gate, Open};
-use crate::stats::ChannelCounters;
+use crate::stats::{ChannelCounters, Run};
 use crate::timeout::Watch;
 use crate::{BdevInfo, Channel, Completion, MAX_SEGMENTS, OpKind, OpenError, Rejected, Request, Status};
 use cutter::Cutter;
@@ -26,30 +26,23 @@ use request_limits::Limits;
 #[derive(Clone, Copy)]
 struct Slot {
     submitted: u64,
-    /// Length in bytes, and in the top byte 1 + kind; 0 for a free slot.
-    bytes_and_kind: u64,
+    /// Length in bytes.
+    bytes: u64,
+    /// None for a free slot.
+    kind: Option<OpKind>,
 }
 
-const KIND_SHIFT: u32 = 56;
-const BYTES_MASK: u64 = (1 << KIND_SHIFT) - 1;
-
 impl Slot {
-    const FREE: Slot = Slot { submitted: 0, bytes_and_kind: 0 };
-
-    #[inline]
-    fn new(submitted: u64, bytes: u64, kind: OpKind) -> Slot {
-        Slot { submitted, bytes_and_kind: (bytes & BYTES_MASK) | ((kind as u64 + 1) << KIND_SHIFT) }
-    }
-
-    #[inline]
-    fn is_free(self) -> bool {
-        self.bytes_and_kind == 0
-    }
+    const FREE: Slot = Slot { submitted: 0, bytes: 0, kind: None };
 }
 
 /// Tokens in flight, and when their requests came.
 fn in_flight(slots: &[Slot]) -> impl Iterator<Item = (usize, u64)> {
-    slots.iter().enumerate().filter(|(_, slot)| !slot.is_free()).map(|(token, slot)| (token, slot.submitted))
+    slots
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| slot.kind.is_some())
+        .map(|(token, slot)| (token, slot.submitted))
 }
 
 /// A consumer's channel to a bdev.
@@ -227,7 +220,7 @@ impl IoChannel {
             Ok(()) => {
                 // check() has looked the slot up; the bound is known here.
                 if let Some(slot) = self.slots.get_mut(req.token.0 as usize) {
-                    *slot = Slot::new(self.now, bytes, kind);
+                    *slot = Slot { submitted: self.now, bytes, kind: Some(kind) };
                 }
                 self.in_flight += 1;
                 let io = self.trace_id | u64::from(req.token.0);
@@ -267,7 +260,7 @@ impl IoChannel {
             return Err(if self.supported & bit == 0 { Status::Unsupported } else { Status::ReadOnly });
         }
         match self.slots.get(req.token.0 as usize) {
-            Some(slot) if slot.is_free() => {}
+            Some(slot) if slot.kind.is_none() => {}
             _ => return Err(Status::Invalid),
         }
         if kind == OpKind::Flush {
@@ -326,20 +319,22 @@ impl IoChannel {
         {
             n = cutter.sort_out(self.inner.as_mut(), done, n);
         }
+        let mut run = Run::default();
         for completion in &done[..n] {
             let Some(slot) = self.slots.get_mut(completion.token.0 as usize) else {
                 debug_assert!(false, "a type handed out a token it was never given");
                 continue;
             };
-            debug_assert!(!slot.is_free(), "a type completed a request twice");
-            let Slot { submitted, bytes_and_kind } = std::mem::replace(slot, Slot::FREE);
+            debug_assert!(slot.kind.is_some(), "a type completed a request twice");
+            let Slot { submitted, bytes, kind: Some(kind) } = *slot else { continue };
+            slot.kind = None;
             let io = self.trace_id | u64::from(completion.token.0);
             POINTS.record(IO_DONE, io, [completion.status as u64, 0, 0, 0]);
             if completion.status == Status::Ok {
-                let kind =
-                    OpKind::ALL[((bytes_and_kind >> KIND_SHIFT) as usize).saturating_sub(1) % OpKind::COUNT];
                 let ticks = self.now.saturating_sub(submitted);
-                self.counters.count(kind, bytes_and_kind & BYTES_MASK, ticks);
+                if !run.add(kind, bytes, ticks) {
+                    self.counters.count_run(&std::mem::replace(&mut run, Run::of(kind, bytes, ticks)));
+                }
                 if let Some(histogram) = &self.histogram {
                     histogram.tally(kind, ticks);
                 }
@@ -349,6 +344,7 @@ impl IoChannel {
         }
         self.in_flight -= n as u32;
         if n > 0 {
+            self.counters.count_run(&run);
             self.counters.set_in_flight(self.in_flight);
         }
         n

@@ -149,15 +149,22 @@ impl<'a> Slice<'a> {
 /// A piece of guest memory that keeps its own window mapped.
 #[derive(Clone, Debug)]
 pub struct Span {
-    window: Arc<Mapping>,
-    offset: usize,
+    base: NonNull<u8>,
     len: usize,
+    _window: Arc<Mapping>,
 }
+
+// SAFETY: the address is inside the window, which may be sent and shared; access goes through `Slice` only.
+unsafe impl Send for Span {}
+// SAFETY: as above.
+unsafe impl Sync for Span {}
 
 impl Span {
     pub(super) fn new(window: Arc<Mapping>, offset: usize, len: usize) -> Self {
         assert!(offset <= window.len() && len <= window.len() - offset);
-        Self { window, offset, len }
+        // SAFETY: the offset is inside the mapping, as just checked.
+        let base = unsafe { window.base().add(offset) };
+        Self { base, len, _window: window }
     }
 
     /// The bytes.
@@ -165,6 +172,6 @@ impl Span {
     #[must_use]
     pub fn slice(&self) -> Slice<'_> {
         // SAFETY: inside the mapping (`new`), which lives as long as `self`.
-        unsafe { Slice::new(self.window.base().add(self.offset), self.len) }
+        unsafe { Slice::new(self.base, self.len) }
     }
 }

@@ -1,9 +1,10 @@
 //! One queue's snapshot of the windows: guest addresses in, memory out.
 #![expect(unsafe_code, reason = "builds the IoVecs and Slices that stand for guest memory")]
 
-use std::{cell::Cell, sync::Arc};
+use std::{cell::Cell, ptr::NonNull, sync::Arc};
 
 use bdev::IoVec;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Mapping, Slice, Span, Window, Windows, sigbus, windows::Snapshot};
 
@@ -20,14 +21,33 @@ enum Access {
     Write,
 }
 
-/// A snapshot of the windows, with a hint at the one used last.
+/// The window that was used last, as all that an access needs: nearly every access is to the same one.
+#[derive(Clone, Copy, Debug)]
+struct Near {
+    start: u64,
+    /// So many bytes of it may be read, and written: all of them or none.
+    readable: usize,
+    writable: usize,
+    base: NonNull<u8>,
+    /// Torn windows of the process when it was looked at; when another one is, it is looked at again.
+    torn: u64,
+}
+
+// SAFETY: an address in a mapping, which belongs to no thread; the view that it is part of keeps the mapping.
+unsafe impl Send for Near {}
+
+impl Near {
+    const NONE: Self = Self { start: 0, readable: 0, writable: 0, base: NonNull::dangling(), torn: 0 };
+}
+
+/// A snapshot of the windows, with the one used last at hand.
 ///
 /// One per queue, on the queue's thread. An [`IoVec`] made here points into memory that this view keeps mapped: the
 /// queue takes a new snapshot ([`View::refresh`]) only when no request is in flight, or when nothing was unmapped.
 #[derive(Debug)]
 pub struct View {
     snapshot: Snapshot,
-    hint: Cell<usize>,
+    near: Cell<Near>,
     generation: u64,
     removals: u64,
     /// Torn windows of the whole process when this view was looked through last, and of this view.
@@ -39,7 +59,7 @@ impl View {
     #[must_use]
     pub fn new(windows: &Windows) -> Self {
         let (snapshot, generation, removals) = windows.snapshot_with_removals();
-        Self { snapshot, hint: Cell::new(0), generation, removals, torn: Cell::new((0, 0)) }
+        Self { snapshot, near: Cell::new(Near::NONE), generation, removals, torn: Cell::new((0, 0)) }
     }
 
     /// Takes the windows as they are now. The caller has no request in flight.
@@ -94,29 +114,43 @@ impl View {
         self.generation
     }
 
-    #[inline]
+    #[cold]
     fn find(&self, address: u64) -> Result<&Window, Fault> {
-        if let Some(window) = self.snapshot.windows.get(self.hint.get())
-            && address >= window.start
-            && address <= window.last
-        {
-            return Ok(window);
-        }
-        self.search(address)
+        let at = self.snapshot.position(address);
+        self.snapshot.windows.get(at).filter(|window| window.start <= address).ok_or(Fault(address))
     }
 
-    #[cold]
-    fn search(&self, address: u64) -> Result<&Window, Fault> {
-        let at = self.snapshot.position(address);
-        let window =
-            self.snapshot.windows.get(at).filter(|window| window.start <= address).ok_or(Fault(address))?;
-        self.hint.set(at);
-        Ok(window)
+    /// The first byte of a range that lies in the window used last, and may be accessed so.
+    #[inline]
+    fn near(&self, address: u64, len: usize, access: Access) -> Option<NonNull<u8>> {
+        let near = self.near.get();
+        let end = match access {
+            Access::Read => near.readable,
+            Access::Write => near.writable,
+        };
+        let offset = usize::try_from(address.wrapping_sub(near.start)).ok()?;
+        if offset < end && len <= end - offset && near.torn == sigbus::count() {
+            // SAFETY: the offset is inside the mapping, which is as long as its window and which the snapshot holds.
+            Some(unsafe { near.base.add(offset) })
+        } else {
+            None
+        }
     }
 
     /// The longest contiguous piece from `address` on, at most `len` bytes, at least one.
     #[inline]
     fn piece(&self, address: u64, len: usize, access: Access) -> Result<Slice<'_>, Fault> {
+        match self.near(address, len, access) {
+            // SAFETY: the range is inside the mapping (`near`); the snapshot, which `'_` borrows, holds it.
+            Some(base) => Ok(unsafe { Slice::new(base, len) }),
+            None => self.far_piece(address, len, access),
+        }
+    }
+
+    #[cold]
+    fn far_piece(&self, address: u64, len: usize, access: Access) -> Result<Slice<'_>, Fault> {
+        // Before the window is looked at: one that is torn from here on is looked at again.
+        let torn = sigbus::count();
         let window = self.find(address)?;
         let allowed = match access {
             Access::Read => window.protection.read,
@@ -126,6 +160,14 @@ impl View {
         let is_torn = |mapping: &Mapping| sigbus::count() != 0 && mapping.is_torn();
         let mapping = window.mapping.as_ref().filter(|mapping| allowed && !is_torn(mapping));
         let Some(mapping) = mapping else { return Err(Fault(address)) };
+        let bytes = |allowed| if allowed { mapping.len() } else { 0 };
+        self.near.set(Near {
+            start: window.start,
+            readable: bytes(window.protection.read),
+            writable: bytes(window.protection.write),
+            base: mapping.base(),
+            torn,
+        });
         let offset = (address - window.start) as usize;
         let len = len.min(mapping.len() - offset);
         // SAFETY: a mapping is as long as its window, and the address is inside the window, so offset and length are
@@ -163,6 +205,25 @@ impl View {
         out: &mut Vec<IoVec>,
     ) -> Result<(), Fault> {
         let access = if device_writes { Access::Write } else { Access::Read };
+        if len > 0
+            && out.len() < out.capacity()
+            && let Some(base) = self.near(address, len as usize, access)
+        {
+            // SAFETY: as below.
+            out.push(unsafe { IoVec::new(base.as_ptr(), len as usize) });
+            return Ok(());
+        }
+        self.translate_far(address, len, access, out)
+    }
+
+    #[cold]
+    fn translate_far(
+        &self,
+        address: u64,
+        len: u32,
+        access: Access,
+        out: &mut Vec<IoVec>,
+    ) -> Result<(), Fault> {
         self.walk(address, len as usize, access, |_, piece| {
             if out.len() == out.capacity() {
                 return Err(Fault(address));
@@ -174,11 +235,39 @@ impl View {
         })
     }
 
+    /// Reads a value from guest memory, once.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn get<T: FromBytes + IntoBytes + Copy>(&self, address: u64) -> Result<T, Fault> {
+        let piece = self.piece(address, size_of::<T>(), Access::Read)?;
+        if piece.len() == size_of::<T>() {
+            return Ok(piece.read(0));
+        }
+        let mut value = T::new_zeroed();
+        self.read(address, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes a value to guest memory.
+    ///
+    /// # Errors
+    /// [`Fault`], with a part maybe written.
+    #[inline]
+    pub fn put<T: IntoBytes + Immutable + Copy>(&self, address: u64, value: T) -> Result<(), Fault> {
+        let piece = self.piece(address, size_of::<T>(), Access::Write)?;
+        if piece.len() == size_of::<T>() {
+            piece.write(0, value);
+            return Ok(());
+        }
+        self.write(address, value.as_bytes())
+    }
+
     /// Copies from guest memory.
     ///
     /// # Errors
     /// [`Fault`], with a part of `to` maybe written.
-    #[inline]
     pub fn read(&self, address: u64, to: &mut [u8]) -> Result<(), Fault> {
         self.walk(address, to.len(), Access::Read, |done, piece| {
             piece.copy_to(0, &mut to[done..done + piece.len()]);
@@ -190,7 +279,6 @@ impl View {
     ///
     /// # Errors
     /// [`Fault`], with a part maybe written.
-    #[inline]
     pub fn write(&self, address: u64, from: &[u8]) -> Result<(), Fault> {
         self.walk(address, from.len(), Access::Write, |done, piece| {
             piece.copy_from(0, &from[done..done + piece.len()]);

@@ -89,7 +89,7 @@ pub trait Handler: 'static {
     fn kick(&mut self);
 
     /// Gives finished chains back: id, and bytes written. What the bdev takes for it is lapped as the backend's.
-    fn reap(&mut self, view: &View, laps: &mut impl Laps, done: &mut dyn FnMut(u16, u32));
+    fn reap(&mut self, view: &View, laps: &mut impl Laps, done: impl FnMut(u16, u32));
 
     /// Chains that were accepted and not yet given back.
     fn in_flight(&self) -> usize;

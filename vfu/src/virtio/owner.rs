@@ -166,17 +166,17 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     fn complete(&mut self, mut given_back: u32, now: Tick, laps: &mut impl Laps) -> bool {
         let Some(ring) = &mut self.ring else {
             if let Some(remote) = &self.remote {
-                self.handler.reap(remote.bounce(), laps, &mut |_, len| {
+                self.handler.reap(remote.bounce(), laps, |_, len| {
                     remote.finish(len);
                     given_back += 1;
                 });
                 return given_back > 0;
             }
             // Finished behind a ring that is gone: nobody can be told.
-            self.handler.reap(&self.view, laps, &mut |_, _| given_back += 1);
+            self.handler.reap(&self.view, laps, |_, _| given_back += 1);
             return given_back > 0;
         };
-        self.handler.reap(&self.view, laps, &mut |id, len| {
+        self.handler.reap(&self.view, laps, |id, len| {
             ring.push_used(id, len);
             given_back += 1;
         });
@@ -203,11 +203,12 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         self.signal.raise();
     }
 
-    /// Takes chains off `pending` entries, and counts them in `taken`. An error ends it: what was taken before stands.
+    /// Takes the chains that wait, and counts them in `taken`. An error ends it: what was taken before stands.
     #[inline]
-    fn take(&mut self, mut pending: u16, taken: &mut Taken, laps: &mut impl Laps) -> Result<(), RingError> {
+    fn take(&mut self, taken: &mut Taken, laps: &mut impl Laps) -> Result<(), RingError> {
         let Some(ring) = &mut self.ring else { return Ok(()) };
-        while pending > 0 && taken.chains < CHAINS_PER_PASS {
+        let mut pending = true;
+        while pending && taken.chains < CHAINS_PER_PASS {
             ring.pop(&self.view, &mut self.chain)?;
             let id = self.chain.id();
             if self.handler.is_in_flight(id) {
@@ -225,8 +226,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                 Verdict::Broken => return Err(RingError::Order),
             }
             laps.lap(Stage::Submit);
-            pending = pending.saturating_sub(self.chain.entries());
             taken.chains += 1;
+            pending = ring.has_next();
         }
         Ok(())
     }
@@ -363,7 +364,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                 Verdict::Broken => self.is_broken = true,
             }
         }
-        self.handler.reap(remote.bounce(), &mut Untimed, &mut |_, len| done = Some(len));
+        self.handler.reap(remote.bounce(), &mut Untimed, |_, len| done = Some(len));
         if let Some(len) = done {
             remote.finish(len);
         }
@@ -409,7 +410,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                 Ok(pending) => pending,
                 Err(error) => return self.broken(error, 0, now),
             },
-            _ => 0,
+            _ => false,
         };
         // After the ring was looked at: see `QueueControl::epoch`.
         let epoch = self.control.epoch();
@@ -424,8 +425,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             return self.serve_remote();
         }
         let mut taken = Taken::default();
-        if pending > 0 {
-            let outcome = self.take(pending, &mut taken, laps);
+        if pending {
+            let outcome = self.take(&mut taken, laps);
             if taken.chains > 0 {
                 let requests = &self.control.counters().requests;
                 requests.store(requests.load(Ordering::Relaxed) + u64::from(taken.chains), Ordering::Relaxed);
@@ -440,10 +441,10 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if self.moderator.as_mut().is_some_and(|moderator| moderator.is_due(now)) {
             self.raise();
         }
-        if pending == 0 && self.handler.in_flight() == 0 {
+        if !pending && self.handler.in_flight() == 0 {
             return Work::Idle;
         }
-        if self.complete(taken.done, now, laps) || pending > 0 { Work::Busy } else { Work::Idle }
+        if self.complete(taken.done, now, laps) || pending { Work::Busy } else { Work::Idle }
     }
 
     /// A pass whose stages are timed.

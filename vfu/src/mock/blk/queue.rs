@@ -69,7 +69,11 @@ pub struct BlkQueue<R> {
 }
 
 impl<R: DriverRing> BlkQueue<R> {
-    pub(super) fn new(
+    /// Lays a queue of `size` entries out in guest memory, for a device that has agreed to these features.
+    ///
+    /// # Errors
+    /// [`DriverError`] where memory runs out, or the chains need a feature that is not there.
+    pub fn new(
         memory: &mut Memory,
         features: u64,
         size: u16,

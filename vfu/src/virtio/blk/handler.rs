@@ -29,8 +29,8 @@ use crate::{
     },
 };
 
-/// Completions taken from the channel at a time.
-const REAP_BATCH: usize = 64;
+/// Completions taken from the channel at a time: as many as a pass takes chains.
+const REAP_BATCH: usize = 256;
 
 /// A request in flight; its index is the chain's id, and the channel's token.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +69,7 @@ pub struct BlkHandler {
     has_cache: bool,
     slots: Box<[Slot]>,
     iov: Vec<IoVec>,
+    ended: Box<[Completion; REAP_BATCH]>,
     id: [u8; ID_LEN],
     terms: Terms,
     read_only: bool,
@@ -105,6 +106,7 @@ impl BlkHandler {
             has_cache: info.write_cache,
             slots: vec![Slot::default(); usize::from(depth)].into_boxed_slice(),
             iov: Vec::with_capacity(MAX_SEGMENTS as usize),
+            ended: Box::new([Completion::EMPTY; REAP_BATCH]),
             id,
             terms: Terms {
                 block_shift: (u64::from(info.block_size) / SECTOR).max(1).ilog2(),
@@ -131,7 +133,7 @@ impl BlkHandler {
     /// Ends a request that never reached the bdev.
     fn end(view: &View, status_at: u64, status: u8, written: u32) -> Verdict {
         // A status that cannot be written is the driver's own loss; the chain goes back all the same.
-        match view.write(status_at, &[status]) {
+        match view.put(status_at, status) {
             Ok(()) => Verdict::Done(written + 1),
             Err(_) => Verdict::Done(0),
         }
@@ -165,6 +167,9 @@ impl BlkHandler {
             Op::Write { .. } => (frame.out, false),
             _ => return Ok(()),
         };
+        if let Some(piece) = data.single() {
+            return Ok(view.translate(piece.addr, piece.len, device_writes, &mut self.iov)?);
+        }
         for piece in data.pieces() {
             view.translate(piece.addr, piece.len, device_writes, &mut self.iov)?;
         }
@@ -218,7 +223,9 @@ impl Handler for BlkHandler {
         laps.lap(Stage::Translate);
         match channel.submit(&Request { op, lba, blocks, iov: &self.iov, token }) {
             Ok(()) => {
-                let data = if op == Op::Read { frame.into.len() } else { 0 };
+                // What a read fills is as long as what it asks for.
+                let data =
+                    if op == Op::Read { blocks << (self.terms.block_shift + SECTOR.ilog2()) } else { 0 };
                 let written = u32::try_from(data).unwrap_or(u32::MAX - 1) + 1;
                 self.slots[usize::from(chain.id())] =
                     Slot { status: frame.status, written, torn, busy: true };
@@ -236,24 +243,25 @@ impl Handler for BlkHandler {
     }
 
     #[inline]
-    fn reap(&mut self, view: &View, laps: &mut impl Laps, done: &mut dyn FnMut(u16, u32)) {
+    fn reap(&mut self, view: &View, laps: &mut impl Laps, mut done: impl FnMut(u16, u32)) {
         let Some(Backend { channel, .. }) = &mut self.backend else { return };
-        let mut batch = [Completion::EMPTY; REAP_BATCH];
         loop {
-            let n = channel.reap(&mut batch);
+            let n = channel.reap(&mut *self.ended);
             laps.lap(Stage::Backend);
-            for completion in &batch[..n] {
+            // After the channel has touched the memory of all of them.
+            let torn = view.torn();
+            for completion in &self.ended[..n] {
                 let id = completion.token.0 as usize;
-                let slot = std::mem::take(&mut self.slots[id]);
-                let is_torn = view.torn() != slot.torn;
-                let status = if is_torn { Status::IoError } else { completion.status };
+                let slot = &mut self.slots[id];
+                slot.busy = false;
+                let status = if torn == slot.torn { completion.status } else { Status::IoError };
                 let written = if status == Status::Ok { slot.written } else { 0 };
                 // The queue keeps its view while requests are in flight, so the status address still stands.
-                let _ = view.write(slot.status, &[status_byte(status)]);
-                done(u16::try_from(id).unwrap_or(0), written);
+                let _ = view.put(slot.status, status_byte(status));
+                done(id as u16, written);
             }
             laps.lap(Stage::Complete);
-            if n < batch.len() {
+            if n < REAP_BATCH {
                 return;
             }
         }

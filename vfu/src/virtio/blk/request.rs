@@ -90,8 +90,20 @@ impl<'a> Data<'a> {
         })
     }
 
+    /// The only piece, where there is no more than one buffer; nearly always so.
+    #[inline]
+    pub(in crate::virtio) fn single(self) -> Option<Segment> {
+        let &[Segment { addr, len }] = self.segments else { return None };
+        // A segment that wraps the address space faults where it is looked up.
+        Some(Segment { addr: addr.wrapping_add(u64::from(self.skip)), len: len - self.skip - self.cut })
+    }
+
     /// Bytes.
+    #[inline]
     pub(in crate::virtio) fn len(self) -> u64 {
+        if let &[only] = self.segments {
+            return u64::from(only.len - self.skip - self.cut);
+        }
         self.pieces().map(|piece| u64::from(piece.len)).sum()
     }
 }
@@ -114,6 +126,23 @@ impl<'a> Frame<'a> {
     /// the status.
     #[inline]
     pub(super) fn of(chain: &'a Chain, view: &View) -> Option<Self> {
+        // As every driver does it: header and status in buffers of their own.
+        if let ([header, out @ ..], [into @ .., status]) = (chain.readable(), chain.writable())
+            && header.len as usize == size_of::<Header>()
+            && status.len == 1
+        {
+            return Some(Self {
+                out: Data { segments: out, skip: 0, cut: 0 },
+                into: Data { segments: into, skip: 0, cut: 0 },
+                status: status.addr,
+                header: view.get(header.addr).ok(),
+            });
+        }
+        Self::of_any(chain, view)
+    }
+
+    #[cold]
+    fn of_any(chain: &'a Chain, view: &View) -> Option<Self> {
         let (into, status) = Data::in_front_of_last(chain.writable())?;
         let readable = chain.readable();
         let header_len = u32::try_from(size_of::<Header>()).expect("16 bytes");

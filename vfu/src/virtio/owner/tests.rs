@@ -33,7 +33,7 @@ impl Handler for Disturbed {
 
     fn kick(&mut self) {}
 
-    fn reap(&mut self, _view: &View, _laps: &mut impl Laps, _done: &mut dyn FnMut(u16, u32)) {}
+    fn reap(&mut self, _view: &View, _laps: &mut impl Laps, _done: impl FnMut(u16, u32)) {}
 
     fn in_flight(&self) -> usize {
         // The owner asks this in its poll, after it has compared epochs; only once it has followed the first change.

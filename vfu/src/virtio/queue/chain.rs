@@ -15,9 +15,11 @@ pub struct Segment {
 #[derive(Debug)]
 pub struct Chain {
     id: u16,
-    segments: Vec<Segment>,
-    readable: usize,
     entries: u16,
+    /// How many there are, and how many of them the device reads.
+    len: usize,
+    readable: usize,
+    segments: Box<[Segment]>,
 }
 
 impl Chain {
@@ -27,15 +29,15 @@ impl Chain {
     /// An empty chain with room for as many buffers as there may be.
     #[must_use]
     pub fn new() -> Self {
-        Self { id: 0, segments: Vec::with_capacity(Self::MAX_SEGMENTS), readable: 0, entries: 0 }
+        let segments = vec![Segment { addr: 0, len: 0 }; Self::MAX_SEGMENTS].into_boxed_slice();
+        Self { id: 0, entries: 0, len: 0, readable: 0, segments }
     }
 
     /// Starts over.
     #[inline]
     pub(super) fn clear(&mut self) {
-        self.segments.clear();
+        self.len = 0;
         self.readable = 0;
-        self.entries = 0;
     }
 
     /// Names the chain, once it is complete.
@@ -48,16 +50,15 @@ impl Chain {
     /// Appends a buffer.
     #[inline]
     pub(in crate::virtio) fn push(&mut self, segment: Segment, device_writes: bool) -> Result<(), RingError> {
-        if self.segments.len() == Self::MAX_SEGMENTS {
-            return Err(RingError::TooLong);
-        }
+        let place = self.segments.get_mut(self.len).ok_or(RingError::TooLong)?;
+        *place = segment;
         if !device_writes {
-            if self.readable != self.segments.len() {
+            if self.readable != self.len {
                 return Err(RingError::Order);
             }
             self.readable += 1;
         }
-        self.segments.push(segment);
+        self.len += 1;
         Ok(())
     }
 
@@ -86,7 +87,7 @@ impl Chain {
     #[inline]
     #[must_use]
     pub fn writable(&self) -> &[Segment] {
-        &self.segments[self.readable..]
+        &self.segments[self.readable..self.len]
     }
 }
 

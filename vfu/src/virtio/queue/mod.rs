@@ -151,8 +151,8 @@ pub enum RingError {
 
 /// A ring, as the device's side sees it.
 ///
-/// Order of a pass: [`Self::pending`], for each chain [`Self::pop`] and then [`Self::advance`] once it is accepted,
-/// for each finished one [`Self::push_used`], and [`Self::publish`] at the end. What is given back was advanced over
+/// Order of a pass: [`Self::pending`], for each chain [`Self::pop`] and then [`Self::advance`] once it is accepted and
+/// [`Self::has_next`], for each finished one [`Self::push_used`], and [`Self::publish`] at the end. What is given back was advanced over
 /// before.
 pub trait Ring: Sized {
     /// Where a new ring stands.
@@ -167,12 +167,14 @@ pub trait Ring: Sized {
     /// Where the ring stands.
     fn position(&self) -> Position;
 
-    /// How many entries wait, see [`Chain::entries`]; looks with acquire, so that everything the driver wrote before is
-    /// seen. May stop counting at some hundred.
+    /// Whether a chain waits; looks with acquire, so that everything the driver wrote before is seen.
     ///
     /// # Errors
     /// [`RingError::AvailIndex`].
-    fn pending(&mut self) -> Result<u16, RingError>;
+    fn pending(&mut self) -> Result<bool, RingError>;
+
+    /// Whether one more waits, asked after [`Self::advance`]: of those that [`Self::pending`] saw, and maybe newer ones.
+    fn has_next(&self) -> bool;
 
     /// Copies the next chain's descriptors into `chain`, each read once. Does not take it off the ring.
     ///

@@ -19,8 +19,6 @@ const FLAGS: usize = 14;
 /// Offset of length, id and flags together.
 const RESULT: usize = 8;
 const EVENT_LEN: usize = size_of::<EventSuppression>();
-/// Descriptors counted at most in one look; more than one pass takes.
-const LOOK_MAX: u16 = 1024;
 /// The wrap counter in a position and in an event offset (virtio 1.2, 2.8.14).
 const WRAP: u16 = 1 << 15;
 
@@ -95,8 +93,6 @@ pub struct PackedRing {
     size: u16,
     /// The next descriptor to take.
     avail: Cursor,
-    /// Descriptors from there on that are known to be available.
-    ready: u16,
     /// The next descriptor to give back; ahead of what is published.
     used: Cursor,
     /// The first that is not published: the driver looks at no other before this one is marked.
@@ -196,7 +192,6 @@ impl Ring for PackedRing {
             device: view.span(device, EVENT_LEN, true)?,
             size,
             avail: Cursor::new(position.avail, size)?,
-            ready: 0,
             used: Cursor::new(position.used, size)?,
             first: None,
             unpublished: 0,
@@ -212,12 +207,13 @@ impl Ring for PackedRing {
     }
 
     #[inline]
-    fn pending(&mut self) -> Result<u16, RingError> {
-        let most = self.size.min(LOOK_MAX);
-        while self.ready < most && self.is_available(self.avail.after(self.ready, self.size)) {
-            self.ready += 1;
-        }
-        Ok(self.ready)
+    fn pending(&mut self) -> Result<bool, RingError> {
+        Ok(self.is_available(self.avail))
+    }
+
+    #[inline]
+    fn has_next(&self) -> bool {
+        self.is_available(self.avail)
     }
 
     #[inline]
@@ -260,7 +256,6 @@ impl Ring for PackedRing {
     fn advance(&mut self, chain: &Chain) {
         let (id, entries) = (chain.id(), chain.entries());
         self.avail = self.avail.after(entries, self.size);
-        self.ready = self.ready.saturating_sub(entries);
         self.entries[usize::from(id)] = entries;
         if let Some(order) = &mut self.order {
             order.take(id);

@@ -73,15 +73,9 @@ impl SplitRing {
     }
 
     /// Walks a chain through a table in one piece.
-    #[inline]
-    fn walk(
-        table: Slice<'_>,
-        entries: u16,
-        head: u16,
-        first: Desc,
-        chain: &mut Chain,
-    ) -> Result<(), RingError> {
-        let (mut entry, mut at) = (first, head);
+    #[inline(always)]
+    fn walk(table: Slice<'_>, entries: u16, first: Desc, chain: &mut Chain) -> Result<(), RingError> {
+        let mut entry = first;
         for _ in 0..entries {
             if entry.flags & desc::INDIRECT != 0 {
                 return Err(RingError::Indirect);
@@ -90,13 +84,12 @@ impl SplitRing {
             if entry.flags & desc::NEXT == 0 {
                 return Ok(());
             }
-            at = entry.next;
+            let at = entry.next;
             if at >= entries {
                 return Err(RingError::Index(at));
             }
             entry = table.read(usize::from(at) * DESC_LEN);
         }
-        let _ = at;
         Err(RingError::Loop)
     }
 
@@ -111,7 +104,7 @@ impl SplitRing {
             return Err(RingError::Indirect);
         }
         match view.slice(head.addr, head.len as usize)? {
-            Some(table) => Self::walk(table, entries, 0, table.read(0), chain),
+            Some(table) => Self::walk(table, entries, table.read(0), chain),
             None => Self::walk_scattered(view, head.addr, entries, chain),
         }
     }
@@ -166,11 +159,16 @@ impl Ring for SplitRing {
     }
 
     #[inline]
-    fn pending(&mut self) -> Result<u16, RingError> {
+    fn pending(&mut self) -> Result<bool, RingError> {
         // The driver stores this index with release, after the entries and descriptors it stands for.
         self.seen_avail = self.avail.slice().load_u16(IDX, Ordering::Acquire);
         let pending = self.seen_avail.wrapping_sub(self.next_avail);
-        if pending > self.size { Err(RingError::AvailIndex(pending)) } else { Ok(pending) }
+        if pending > self.size { Err(RingError::AvailIndex(pending)) } else { Ok(pending > 0) }
+    }
+
+    #[inline]
+    fn has_next(&self) -> bool {
+        self.next_avail != self.seen_avail
     }
 
     #[inline]
@@ -183,7 +181,7 @@ impl Ring for SplitRing {
         let table = self.desc.slice();
         let first: Desc = table.read(usize::from(head) * DESC_LEN);
         if first.flags & desc::INDIRECT == 0 {
-            Self::walk(table, self.size, head, first, chain)?;
+            Self::walk(table, self.size, first, chain)?;
         } else if self.indirect {
             Self::walk_indirect(view, first, chain)?;
         } else {

@@ -198,14 +198,14 @@ impl<R: Ring, D: DriverRing> Pair<R, D> {
     }
 
     fn take(&mut self, most: u8) {
-        let mut left = self.device.pending().unwrap();
+        let mut waits = self.device.pending().unwrap();
         let mut chain = Chain::new();
         for _ in 0..most {
-            assert_eq!(left == 0, self.available.is_empty());
+            assert_eq!(!waits, self.available.is_empty());
             let Some((slot, buffers)) = self.available.pop_front() else { return };
             self.device.pop(&self.view, &mut chain).unwrap();
             self.device.advance(&chain);
-            left -= chain.entries();
+            waits = self.device.has_next();
             let segments = |writes| {
                 let segment = |it: &Buffer| Segment { addr: it.addr, len: it.len };
                 buffers.iter().filter(|it| it.device_writes == writes).map(segment).collect::<Vec<_>>()
@@ -349,15 +349,15 @@ proptest! {
 /// Takes all there is, and gives back what can be, as an owner would. Ends, whatever there is.
 fn drain<R: Ring>(ring: &mut R, view: &View) {
     let mut chain = Chain::new();
-    let Ok(mut left) = ring.pending() else { return };
+    let Ok(mut waits) = ring.pending() else { return };
     let mut taken = Vec::new();
-    while left > 0 {
+    while waits {
         if ring.pop(view, &mut chain).is_err() || taken.contains(&chain.id()) {
             break;
         }
         ring.advance(&chain);
         taken.push(chain.id());
-        left = left.saturating_sub(chain.entries());
+        waits = ring.has_next();
     }
     taken.into_iter().for_each(|id| ring.push_used(id, 1));
     ring.publish();

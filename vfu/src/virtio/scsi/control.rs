@@ -166,11 +166,11 @@ impl Handler for ScsiHandler {
         }
     }
 
-    fn reap(&mut self, view: &View, laps: &mut impl Laps, done: &mut dyn FnMut(u16, u32)) {
+    fn reap(&mut self, view: &View, laps: &mut impl Laps, mut done: impl FnMut(u16, u32)) {
         match &mut self.0 {
-            Role::Control(control) => control.reap(view, done),
+            Role::Control(control) => control.reap(view, &mut done),
             Role::Events(_) => {}
-            Role::Commands(commands) => commands.reap(view, laps, done),
+            Role::Commands(commands) => commands.reap(view, laps, &mut done),
         }
     }
 

@@ -50,7 +50,7 @@ impl Pair {
 
     /// Takes the next chain: its id, and its buffers as the driver said them.
     fn take(&mut self) -> Result<Option<(u16, Vec<Buffer>)>, RingError> {
-        if self.device.pending()? == 0 {
+        if !self.device.pending()? {
             return Ok(None);
         }
         self.device.pop(&self.view, &mut self.chain)?;
@@ -101,7 +101,7 @@ fn chain_that_is_not_advanced_over_is_offered_again() {
     pair.driver.add(&CHAIN).unwrap();
     pair.driver.publish();
     pair.device.pop(&pair.view, &mut pair.chain).unwrap();
-    assert_eq!(pair.device.pending(), Ok(1));
+    assert_eq!(pair.device.pending(), Ok(true));
     pair.device.pop(&pair.view, &mut pair.chain).unwrap();
     assert_eq!(pair.chain.writable().len(), 2);
 }
@@ -229,7 +229,7 @@ fn ring_whose_index_runs_ahead_is_broken() {
 fn full_ring_is_not_ahead() {
     let mut pair = Pair::new(0);
     pair.driver.poke(Poke::Advance(SIZE));
-    assert_eq!(pair.device.pending(), Ok(SIZE));
+    assert_eq!(pair.device.pending(), Ok(true));
 }
 
 #[test]

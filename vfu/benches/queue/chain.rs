@@ -1,0 +1,89 @@
+//! A chain of three descriptors popped, checked and translated, warm; on both rings, and nothing of a device type.
+
+use std::{hint::black_box, time::Instant};
+
+use bdev::IoVec;
+use vfu::{
+    dma::{Protection, View, Windows},
+    mock::{
+        memory::Memory,
+        packed::PackedDriver,
+        ring::{Buffer, DriverRing, RingSetup},
+        split::SplitDriver,
+    },
+    virtio::{
+        queue::{Chain, PackedRing, QueueConfig, Ring, SplitRing},
+        spec::feature,
+    },
+};
+
+use crate::{ROUNDS, report};
+
+const SIZE: u16 = 256;
+const CHAINS: u32 = 64;
+const BATCHES: u32 = 16;
+const RAM: u64 = 16 << 20;
+
+/// Rounds of one ring; each returns nanoseconds a chain.
+fn rounds<D: DriverRing, R: Ring>(features: u64) -> impl FnMut() -> f64 {
+    let mut memory = Memory::new(RAM).expect("memory");
+    let windows = Windows::default();
+    let both = Protection { read: true, write: true };
+    for region in memory.regions() {
+        let file = memory.file().try_clone_to_owned().expect("a descriptor");
+        windows.map(region.address, region.len, both, Some((file, region.offset))).expect("one window");
+    }
+    let mut driver =
+        D::new(&mut memory, &RingSetup { size: SIZE, features, indirect: None }).expect("memory");
+    let base = memory.allocate(1 << 20, 4096).expect("memory");
+    let areas = driver.areas();
+    let config =
+        QueueConfig { size: SIZE, desc: areas.desc, driver: areas.driver, device: areas.device, features };
+    let view = View::new(&windows);
+    let mut ring =
+        R::activate(&config.check().expect("a good layout"), R::START, &view).expect("it is mapped");
+    let mut chain = Chain::new();
+    let mut iov: Vec<IoVec> = Vec::with_capacity(8);
+    move || {
+        let mut nanos = 0.0;
+        for _ in 0..BATCHES {
+            for nth in 0..u64::from(CHAINS) {
+                let header = Buffer::readable(base + nth * 16, 16);
+                let data = Buffer::writable(base + 0x10000 + nth * 4096, 4096);
+                driver.add(&[header, data, Buffer::writable(base + 0x8000 + nth, 1)]).expect("room");
+            }
+            driver.publish_quietly();
+            let start = Instant::now();
+            let pending = ring.pending().expect("a good ring");
+            for _ in 0..CHAINS {
+                ring.pop(&view, &mut chain).expect("a good chain");
+                iov.clear();
+                for segment in chain.readable() {
+                    view.translate(segment.addr, segment.len, false, &mut iov).expect("inside");
+                }
+                for segment in chain.writable() {
+                    view.translate(segment.addr, segment.len, true, &mut iov).expect("inside");
+                }
+                black_box(&iov);
+                ring.advance(&chain);
+                ring.push_used(chain.id(), 0);
+            }
+            nanos += start.elapsed().as_nanos() as f64;
+            black_box(pending);
+            ring.publish();
+            while driver.pop().expect("a good device").is_some() {}
+        }
+        nanos / f64::from(BATCHES * CHAINS)
+    }
+}
+
+pub(crate) fn run() {
+    let base = feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC;
+    let mut split = rounds::<SplitDriver, SplitRing>(base);
+    let mut packed = rounds::<PackedDriver, PackedRing>(base | feature::RING_PACKED);
+    let (mut of_split, mut of_packed): (Vec<f64>, Vec<f64>) =
+        (0..ROUNDS).map(|_| (split(), packed())).unzip();
+    println!("a chain of three descriptors popped, checked, translated and given back");
+    report("split", &mut of_split);
+    report("packed", &mut of_packed);
+}
