@@ -56,10 +56,16 @@ pub struct ScsiDriver<R> {
     timeout: Duration,
 }
 
-/// Where things are in the driver's own memory: header, response, data out, data in.
+/// Where things are in the driver's own memory: a command's header, a task management request, their answers, data out,
+/// data in.
+const TMF_AT: usize = 256;
 const RESPONSE_AT: usize = 512;
+const TMF_RESPONSE_AT: usize = 1024;
 const OUT_AT: usize = 4096;
 const IN_AT: usize = OUT_AT + MAX_DATA as usize;
+
+/// The tag of the command under way, which [`ScsiDriver::manage`] names too.
+const TAG: u64 = 7;
 
 /// The address of unit `lun` of a target.
 #[must_use]
@@ -163,8 +169,18 @@ impl<R: DriverRing> ScsiDriver<R> {
     /// # Panics
     /// When the device does not answer.
     pub fn run(&mut self, lun: [u8; 8], cdb: &[u8], out: &[u8], room: u32) -> Result<Answer, DriverError> {
+        self.start(lun, cdb, out, room)?;
+        self.finish(room)
+    }
+
+    /// The first half of [`Self::run`]: sends the command.
+    ///
+    /// # Errors
+    /// See [`DriverError`].
+    pub fn start(&mut self, lun: [u8; 8], cdb: &[u8], out: &[u8], room: u32) -> Result<(), DriverError> {
         let mut header = CommandHeader::new_zeroed();
         header.lun = lun;
+        header.id = TAG.to_le_bytes();
         header.cdb[..cdb.len()].copy_from_slice(cdb);
         let page = self.page.slice();
         page.copy_from(0, header.as_bytes());
@@ -180,7 +196,8 @@ impl<R: DriverRing> ScsiDriver<R> {
         if room > 0 {
             buffers.push(Buffer::writable(at(IN_AT), room));
         }
-        self.exchange(&buffers, room)
+        self.rings[2].add(&buffers).expect("nothing else is in flight");
+        self.kick(2, OWN_QUEUES)
     }
 
     /// Runs a command whose data are in memory of the caller's own, which the device reads or writes.
@@ -198,12 +215,19 @@ impl<R: DriverRing> ScsiDriver<R> {
         let header = Buffer::readable(self.page_at, size_of::<CommandHeader>() as u32);
         let response = Buffer::writable(self.page_at + RESPONSE_AT as u64, RESPONSE_LEN as u32);
         let buffers = if data.device_writes { [header, response, data] } else { [header, data, response] };
-        self.exchange(&buffers, 0)
+        self.rings[2].add(&buffers).expect("nothing else is in flight");
+        self.kick(2, OWN_QUEUES)?;
+        self.finish(0)
     }
 
-    fn exchange(&mut self, buffers: &[Buffer], room: u32) -> Result<Answer, DriverError> {
-        self.rings[2].add(buffers).expect("nothing else is in flight");
-        self.kick(2, OWN_QUEUES)?;
+    /// The second half of [`Self::run`]: waits for the answer.
+    ///
+    /// # Errors
+    /// See [`DriverError`].
+    ///
+    /// # Panics
+    /// When the device does not answer.
+    pub fn finish(&mut self, room: u32) -> Result<Answer, DriverError> {
         let used = self.wait(2)?.expect("an answer within the timeout");
         let mut bytes = [0; RESPONSE_LEN];
         self.page.slice().copy_to(RESPONSE_AT, &mut bytes);
@@ -228,14 +252,14 @@ impl<R: DriverRing> ScsiDriver<R> {
     /// # Panics
     /// When the device does not answer.
     pub fn manage(&mut self, subtype: u32, lun: [u8; 8]) -> Result<u8, DriverError> {
-        let request = Tmf { kind: 0, subtype, lun, id: 7 };
-        self.page.slice().copy_from(0, request.as_bytes());
-        self.page.slice().copy_from(RESPONSE_AT, &[0xee]);
-        let (ask, answer) = (self.page_at, self.page_at + RESPONSE_AT as u64);
+        let request = Tmf { kind: 0, subtype, lun, id: TAG };
+        self.page.slice().copy_from(TMF_AT, request.as_bytes());
+        self.page.slice().copy_from(TMF_RESPONSE_AT, &[0xee]);
+        let (ask, answer) = (self.page_at + TMF_AT as u64, self.page_at + TMF_RESPONSE_AT as u64);
         let buffers = [Buffer::readable(ask, size_of::<Tmf>() as u32), Buffer::writable(answer, 1)];
         self.rings[0].add(&buffers).expect("nothing else is in flight");
         self.kick(0, CONTROL)?;
         self.wait(0)?.expect("an answer within the timeout");
-        Ok(self.page.slice().read(RESPONSE_AT))
+        Ok(self.page.slice().read(TMF_RESPONSE_AT))
     }
 }

@@ -26,7 +26,7 @@ use vfu::{
 
 use crate::{
     recorder::Recorder,
-    rig::{Rig, pattern},
+    rig::{Rig, eventually, pattern},
 };
 
 /// A SCSI endpoint named "scsi" with two request queues.
@@ -239,6 +239,75 @@ fn task_management_answers_after_what_was_in_flight() {
     assert_eq!(driver.manage(tmf::ABORT_TASK, lun(6, 0)).unwrap(), response::BAD_TARGET);
     assert_eq!(driver.manage(tmf::LOGICAL_UNIT_RESET, lun(0, 1)).unwrap(), response::INCORRECT_LUN);
     assert_eq!(driver.manage(99, lun(0, 0)).unwrap(), response::FUNCTION_REJECTED);
+}
+
+/// The data of an UNMAP of these ranges (SBC-3, 5.28).
+fn unmap_data(ranges: &[(u64, u32)]) -> Vec<u8> {
+    let descriptors = 16 * u16::try_from(ranges.len()).unwrap();
+    let mut data = [(6 + descriptors).to_be_bytes(), descriptors.to_be_bytes(), [0; 2], [0; 2]].concat();
+    for (lba, blocks) in ranges {
+        data.extend(lba.to_be_bytes());
+        data.extend(blocks.to_be_bytes());
+        data.extend([0; 4]);
+    }
+    data
+}
+
+fn unmap(data: &[u8]) -> [u8; 10] {
+    let [high, low] = u16::try_from(data.len()).unwrap().to_be_bytes();
+    [0x42, 0, 0, 0, 0, 0, 0, high, low, 0]
+}
+
+#[test]
+fn unmap_of_many_ranges_is_done_whole_and_one_that_leaves_the_unit_not_at_all() {
+    let host = Host::new();
+    let recorder = Recorder::new(|_| ());
+    let seen = recorder.seen();
+    host.rig.server.registry().register(Arc::new(recorder)).unwrap();
+    host.add(0, "Recorder0");
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+
+    let outside = unmap_data(&[(0, 1), (2047, 2)]);
+    assert_eq!(sense(&driver.run(lun(0, 0), &unmap(&outside), &outside, 0).unwrap()), [5, 0x21, 0]);
+    let too_many = unmap_data(&[(0, 1); 257]);
+    assert_eq!(sense(&driver.run(lun(0, 0), &unmap(&too_many), &too_many, 0).unwrap()), [5, 0x26, 0]);
+    let ranges: Vec<_> = (0..256).map(|nth| (u64::from(nth) * 8, nth % 3)).collect();
+    let data = unmap_data(&ranges);
+    good(&mut driver, &unmap(&data), &data, 0);
+    good(&mut driver, &unmap(&unmap_data(&[])), &unmap_data(&[]), 0);
+
+    let expected: Vec<_> =
+        ranges.iter().filter(|it| it.1 > 0).map(|&(lba, blocks)| (Op::Unmap, lba, blocks.into())).collect();
+    assert_eq!(*seen.lock().unwrap(), expected);
+}
+
+#[test]
+fn queue_sleeps_while_its_unit_works_is_woken_by_the_end_and_the_task_is_seen_meanwhile() {
+    let host = Host::new();
+    let mut recorder = Recorder::new(|_| ());
+    let (seen, hold) = (recorder.seen(), recorder.hold());
+    host.rig.server.registry().register(Arc::new(recorder)).unwrap();
+    host.add(0, "Recorder0");
+    host.add(1, "Malloc0");
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+
+    driver.start(lun(0, 0), &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[], 512).unwrap();
+    eventually("the read reaches the bdev", || seen.lock().unwrap().len() == 1);
+    eventually("the queue sleeps", || {
+        let before = hold.reaps();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        hold.reaps() == before
+    });
+    let mut ask = |function, target| driver.manage(function, lun(target, 0)).unwrap();
+    assert_eq!(ask(tmf::QUERY_TASK, 0), response::FUNCTION_SUCCEEDED);
+    assert_eq!(ask(tmf::QUERY_TASK_SET, 0), response::FUNCTION_SUCCEEDED);
+    assert_eq!(ask(tmf::QUERY_TASK, 1), response::FUNCTION_COMPLETE);
+    hold.let_go();
+
+    assert_eq!(driver.finish(512).unwrap().status, status::GOOD);
+    assert_eq!(driver.manage(tmf::QUERY_TASK_SET, lun(0, 0)).unwrap(), response::FUNCTION_COMPLETE);
 }
 
 #[test]

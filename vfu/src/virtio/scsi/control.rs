@@ -104,8 +104,12 @@ impl Control {
                 Verdict::InFlight
             }
             tmf::CLEAR_ACA => done(response::FUNCTION_COMPLETE),
-            // Whether a task is there would be out of date before the driver reads it.
-            tmf::QUERY_TASK | tmf::QUERY_TASK_SET => done(response::FUNCTION_REJECTED),
+            // SAM-5, 7.8 and 7.9: succeeded says that it is there, complete that it is not.
+            tmf::QUERY_TASK | tmf::QUERY_TASK_SET => {
+                let tag = (request.subtype == tmf::QUERY_TASK).then_some(request.id);
+                let is_there = self.shared.tasks.holds(target, tag);
+                done(if is_there { response::FUNCTION_SUCCEEDED } else { response::FUNCTION_COMPLETE })
+            }
             _ => done(response::FUNCTION_REJECTED),
         }
     }
@@ -204,8 +208,17 @@ impl Handler for ScsiHandler {
         }
     }
 
+    fn arm(&mut self) -> bool {
+        match &mut self.0 {
+            Role::Commands(commands) => commands.arm(),
+            _ => false,
+        }
+    }
+
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        // Units come and go, and each has a descriptor of its own: what is in flight is polled for.
-        None
+        match &self.0 {
+            Role::Commands(commands) => commands.event_fd(),
+            _ => None,
+        }
     }
 }

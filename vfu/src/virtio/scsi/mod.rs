@@ -10,6 +10,8 @@ mod request;
 mod reservation;
 mod sense;
 pub mod spec;
+mod steps;
+mod tasks;
 mod units;
 
 use std::sync::Arc;

@@ -78,7 +78,7 @@ pub(super) fn vital(facts: Facts<'_>, page: u8) -> Option<Vec<u8>> {
             put(8, info.optimal_write_size);
             if facts.unmaps {
                 put(16, u32::MAX);
-                put(20, super::request::MAX_UNMAPS);
+                put(20, super::steps::MAX_UNMAPS);
                 put(24, info.preferred_unmap_granularity.max(1));
             }
             // WSNZ stays off: a WRITE SAME of no blocks goes to the end.

@@ -1,9 +1,13 @@
 //! The commands of one request queue: each is parsed, answered at once or handed to its unit's bdev channel, and ends
 //! with a response in guest memory.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, atomic::Ordering},
+};
 
 use bdev::{Completion, IoChannel, IoVec, MAX_SEGMENTS, Op, OpKind, Rejected, Request, Status, Token};
+use rustix::event::epoll;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
@@ -12,6 +16,8 @@ use super::{
     reservation::{Refused, ReserveOut},
     sense::{FIXED_LEN, Sense},
     spec::{CommandHeader, MAX_TARGETS, ResponseHeader, SENSE_LEN, op, response, status},
+    steps::{Lists, Steps},
+    tasks::Tasks,
     units::{Shared, Unit},
 };
 use crate::{
@@ -24,14 +30,10 @@ use crate::{
     },
 };
 
-/// Descriptors of an UNMAP, as the block limits page says.
-pub(super) const MAX_UNMAPS: u32 = 1;
 const RESPONSE_LEN: usize = size_of::<ResponseHeader>() + SENSE_LEN;
 /// Into so many pieces a driver may cut its response.
 const RESPONSE_PIECES: usize = 4;
 const REAP_BATCH: usize = 64;
-/// Blocks of a WRITE SAME that one request of the bdev writes.
-const SAME_BLOCKS: u64 = 256;
 
 /// Where a response goes.
 #[derive(Clone, Copy, Debug)]
@@ -71,14 +73,6 @@ impl Place {
     }
 }
 
-/// What is still to be done for a WRITE SAME.
-#[derive(Clone, Copy, Debug)]
-struct Same {
-    block: Segment,
-    lba: u64,
-    left: u64,
-}
-
 /// A command in flight; its index is the chain's id, and the channel's token.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -88,7 +82,9 @@ struct Slot {
     /// Bytes of data that the driver offered and that are not used; bytes that are written.
     residual: u32,
     written: u32,
-    same: Option<Same>,
+    tag: u64,
+    /// What is left of a command that is several requests.
+    steps: Option<Steps>,
     /// Torn windows when it started, see [`View::torn`].
     torn: usize,
 }
@@ -100,8 +96,12 @@ pub(super) struct Commands {
     depth: u16,
     lanes: [Option<(Arc<Unit>, IoChannel)>; MAX_TARGETS],
     slots: Box<[Option<Slot>]>,
-    /// Parts of WRITE SAMEs that their channel had no room for.
+    /// Commands of several requests whose next one waits for room in its channel.
     stalled: Vec<u16>,
+    lists: Lists,
+    tasks: Arc<Tasks>,
+    /// Readable while completions wait in any channel that can tell; none if the kernel refused one.
+    ready: Option<OwnedFd>,
     in_flight: usize,
     iov: Vec<IoVec>,
     now: u64,
@@ -148,7 +148,7 @@ pub(super) fn address(lun: [u8; 8]) -> Option<(u8, u16)> {
     (lun[0] == 1 && plain).then_some((lun[1], unit & 0x3fff))
 }
 
-fn gather(view: &View, data: Data<'_>, to: &mut [u8]) -> Option<()> {
+pub(super) fn gather(view: &View, data: Data<'_>, to: &mut [u8]) -> Option<()> {
     let mut at = 0;
     for piece in data.pieces() {
         let n = (piece.len as usize).min(to.len() - at);
@@ -176,6 +176,10 @@ fn scatter(view: &View, data: Data<'_>, from: &[u8]) -> u32 {
 impl Commands {
     pub(super) fn new(queue: u16, shared: Arc<Shared>, depth: u16) -> Self {
         shared.has_drained(queue, true);
+        let tasks = Arc::new(Tasks::new(depth));
+        shared.tasks.add(queue, Arc::clone(&tasks));
+        let ready = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .inspect_err(|error| tracing::warn!(%error, "completions of SCSI targets are polled for"));
         let mut new = Self {
             shared,
             queue,
@@ -183,6 +187,9 @@ impl Commands {
             lanes: [const { None }; MAX_TARGETS],
             slots: vec![None; usize::from(depth)].into_boxed_slice(),
             stalled: Vec::with_capacity(usize::from(depth)),
+            lists: Lists::new(),
+            tasks,
+            ready: ready.ok(),
             in_flight: 0,
             iov: Vec::with_capacity(MAX_SEGMENTS as usize),
             now: 0,
@@ -202,14 +209,38 @@ impl Commands {
             if same {
                 continue;
             }
+            let leaving = lane.as_ref().and_then(|(_, channel)| channel.event_fd());
+            if let (Some(ready), Some(fd)) = (&self.ready, leaving) {
+                // One that is not in it needs not be taken out.
+                let _ = epoll::delete(ready, fd);
+            }
             *lane = unit.and_then(|unit| {
                 let channel = unit.descriptor.open_channel(self.depth);
                 let channel = channel
                     .inspect_err(|error| tracing::error!(target_number = unit.target, %error, "no channel"));
-                Some((Arc::clone(&unit), channel.ok()?))
+                let channel = channel.ok()?;
+                if let (Some(ready), Some(fd)) = (&self.ready, channel.event_fd()) {
+                    let added = epoll::add(ready, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN);
+                    if let Err(error) = added {
+                        tracing::warn!(target_number = unit.target, %error, "completions are polled for");
+                        self.ready = None;
+                    }
+                }
+                Some((Arc::clone(&unit), channel))
             });
         }
         self.shared.has_drained(self.queue, true);
+    }
+
+    pub(super) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.ready.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether [`Self::event_fd`] will tell of the next completion, whichever target it is of.
+    pub(super) fn arm(&mut self) -> bool {
+        self.ready.is_some()
+            && self.stalled.is_empty()
+            && self.lanes.iter_mut().flatten().all(|(_, channel)| channel.arm())
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -292,9 +323,11 @@ impl Commands {
         if !unit.nexus.may(modifies) {
             return Err(End::Conflict);
         }
+        let tag = u64::from_le_bytes(header.id);
         // Before any channel may touch the memory.
         let torn = view.torn();
-        let slot = Slot { place, target, kind: OpKind::Flush, residual: 0, written: 0, same: None, torn };
+        let slot =
+            Slot { place, target, kind: OpKind::Flush, residual: 0, written: 0, tag, steps: None, torn };
         self.start(&unit, command, slot, (into, out), (id, view))
     }
 
@@ -389,10 +422,23 @@ impl Commands {
             }
             Command::Flush if !unit.descriptor.bdev().supports(OpKind::Flush) => return Err(End::Good),
             Command::Flush => (Op::Flush, 0, 0),
-            Command::Unmap { length } => match unmap(length, out, view)? {
-                Some((lba, blocks)) => (Op::Unmap, lba, blocks),
-                None => return Err(End::Good),
-            },
+            Command::Unmap { length } => {
+                let Some(list) = self.lists.free() else { return Ok(Verdict::Full) };
+                let all = info.num_blocks();
+                let inside = |&(lba, blocks): &(u64, u64)| blocks <= all && lba <= all - blocks;
+                match self.lists.read(list, length, out, view)? {
+                    [] => return Err(End::Good),
+                    // All or nothing, as far as that can be seen before.
+                    ranges if !ranges.iter().all(inside) => return Err(Sense::OUT_OF_RANGE.into()),
+                    &[(lba, blocks)] => (Op::Unmap, lba, blocks),
+                    _ => {
+                        self.lists.keep(list);
+                        slot.kind = OpKind::Unmap;
+                        slot.steps = Some(Steps::Unmap { list, at: 0 });
+                        return Ok(self.start_steps(id, slot));
+                    }
+                }
+            }
             Command::WriteSame { lba, blocks, unmap, no_data } => {
                 let blocks = if blocks == 0 { info.num_blocks().saturating_sub(lba) } else { blocks };
                 let zero = Op::WriteZeroes { unmap, fua: false };
@@ -406,13 +452,10 @@ impl Commands {
                             return Err(Sense::OUT_OF_RANGE.into());
                         }
                         Some(block) => {
-                            slot.same = Some(Same { block, lba, left: blocks });
+                            slot.steps = Some(Steps::Same { block, lba, left: blocks });
                             slot.kind = OpKind::Write;
                             slot.residual = rest(out.len(), block_size);
-                            self.slots[usize::from(id)] = Some(slot);
-                            self.in_flight += 1;
-                            self.stalled.push(id);
-                            return Ok(Verdict::InFlight);
+                            return Ok(self.start_steps(id, slot));
                         }
                     }
                 }
@@ -426,13 +469,25 @@ impl Commands {
         let request = Request { op, lba, blocks, iov: &self.iov, token: Token(u32::from(id)) };
         match channel.submit(&request) {
             Ok(()) => {
-                self.slots[usize::from(id)] = Some(slot);
-                self.in_flight += 1;
+                self.hold(id, slot);
                 Ok(Verdict::InFlight)
             }
             Err(Rejected::Full) => Ok(Verdict::Full),
             Err(Rejected::Failed(status)) => Err(sense_of(status, slot.kind).into()),
         }
+    }
+
+    fn hold(&mut self, id: u16, slot: Slot) {
+        self.tasks.started(id, slot.target, slot.tag);
+        self.slots[usize::from(id)] = Some(slot);
+        self.in_flight += 1;
+    }
+
+    /// Accepts a command of several requests; the first is sent by the next reap.
+    fn start_steps(&mut self, id: u16, slot: Slot) -> Verdict {
+        self.hold(id, slot);
+        self.stalled.push(id);
+        Verdict::InFlight
     }
 
     fn translate(&mut self, data: Data<'_>, bytes: u64, device_writes: bool, view: &View) -> Result<(), End> {
@@ -463,22 +518,16 @@ impl Commands {
         Ok(None)
     }
 
-    /// Writes the next blocks of a WRITE SAME. False where its channel has no room.
+    /// Sends the next request of a command of several. False where its channel has no room.
     fn go_on(&mut self, id: u16, view: &View) -> Result<bool, Status> {
         let Some(slot) = &mut self.slots[usize::from(id)] else { return Ok(true) };
-        let (target, Some(same)) = (slot.target, &mut slot.same) else { return Ok(true) };
-        let blocks = same.left.min(SAME_BLOCKS);
-        self.iov.clear();
-        for _ in 0..blocks {
-            let reached = view.translate(same.block.addr, same.block.len, false, &mut self.iov);
-            reached.map_err(|_fault| Status::IoError)?;
-        }
+        let (target, Some(steps)) = (slot.target, &mut slot.steps) else { return Ok(true) };
+        let (op, (lba, blocks), rest) = steps.next(&self.lists, view, &mut self.iov)?;
         let Some((_, channel)) = &mut self.lanes[usize::from(target)] else { return Err(Status::Removed) };
         let token = Token(u32::from(id));
-        match channel.submit(&Request { op: Op::WRITE, lba: same.lba, blocks, iov: &self.iov, token }) {
+        match channel.submit(&Request { op, lba, blocks, iov: &self.iov, token }) {
             Ok(()) => {
-                same.lba += blocks;
-                same.left -= blocks;
+                *steps = rest;
                 channel.kick();
                 Ok(true)
             }
@@ -490,6 +539,10 @@ impl Commands {
     fn finish(&mut self, id: u16, ended: Status, view: &View, done: &mut dyn FnMut(u16, u32)) {
         let Some(slot) = self.slots[usize::from(id)].take() else { return };
         self.in_flight -= 1;
+        self.tasks.ended(id);
+        if let Some(steps) = slot.steps {
+            steps.end(&mut self.lists);
+        }
         let ended = if view.torn() == slot.torn { ended } else { Status::IoError };
         let mut header = ResponseHeader { residual: slot.residual, ..ResponseHeader::default() };
         let mut written = slot.written;
@@ -514,8 +567,8 @@ impl Commands {
                 for completion in &batch[..n] {
                     let id = completion.token.0 as u16;
                     let more = self.slots[usize::from(id)]
-                        .and_then(|slot| slot.same)
-                        .is_some_and(|same| same.left > 0);
+                        .and_then(|slot| slot.steps)
+                        .is_some_and(|steps| steps.has_more(&self.lists));
                     if more && completion.status == Status::Ok {
                         self.stalled.push(id);
                     } else {
@@ -541,31 +594,6 @@ impl Commands {
 impl Drop for Commands {
     fn drop(&mut self) {
         self.shared.has_drained(self.queue, false);
+        self.shared.tasks.remove(self.queue, &self.tasks);
     }
-}
-
-/// The range of an UNMAP, or none where it has no descriptor (SBC-3, 5.28).
-fn unmap(length: u32, out: Data<'_>, view: &View) -> Result<Option<(u64, u64)>, End> {
-    if length == 0 {
-        return Ok(None);
-    }
-    let mut header = [0; 8];
-    if length < 8 || gather(view, out, &mut header).is_none() {
-        return Err(Sense::PARAMETER_LENGTH.into());
-    }
-    let bytes = u32::from(u16::from_be_bytes([header[2], header[3]])).min(length - 8);
-    match bytes / 16 {
-        0 => return Ok(None),
-        1..=MAX_UNMAPS => {}
-        _ => return Err(Sense::BAD_PARAMETER.into()),
-    }
-    let mut parameters = [0; 24];
-    if gather(view, out, &mut parameters).is_none() {
-        return Err(Sense::PARAMETER_LENGTH.into());
-    }
-    let mut lba = [0; 8];
-    lba.copy_from_slice(&parameters[8..16]);
-    let mut blocks = [0; 4];
-    blocks.copy_from_slice(&parameters[16..20]);
-    Ok(Some((u64::from_be_bytes(lba), u32::from_be_bytes(blocks).into())))
 }

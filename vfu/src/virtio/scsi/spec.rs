@@ -107,6 +107,8 @@ pub mod response {
     pub const BAD_TARGET: u8 = 3;
     /// Anything else.
     pub const FAILURE: u8 = 9;
+    /// The task that was asked for is there.
+    pub const FUNCTION_SUCCEEDED: u8 = 10;
     /// The function was refused.
     pub const FUNCTION_REJECTED: u8 = 11;
     /// No such unit.

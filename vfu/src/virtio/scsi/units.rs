@@ -15,6 +15,7 @@ use super::{
     reservation::{Nexus, ReservationTable},
     sense::Sense,
     spec::{MAX_TARGETS, event},
+    tasks::AllTasks,
 };
 use crate::virtio::transport::MAX_QUEUES;
 
@@ -58,6 +59,8 @@ pub(super) struct Shared {
     /// a queue that does not run.
     drain: AtomicU64,
     drained: [AtomicU64; MAX_QUEUES as usize],
+    /// What the request queues have in flight.
+    pub(super) tasks: AllTasks,
 }
 
 /// Why a target is not added or removed.
@@ -172,6 +175,7 @@ impl Shared {
             home: OnceLock::new(),
             drain: AtomicU64::new(0),
             drained: [const { AtomicU64::new(u64::MAX) }; MAX_QUEUES as usize],
+            tasks: AllTasks::default(),
         }
     }
 
