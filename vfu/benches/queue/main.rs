@@ -3,6 +3,7 @@
 //!
 //!     cargo bench -p vfu --bench queue                all of it, medians of interleaved rounds
 //!     cargo bench -p vfu --bench queue -- pingpong    depth 1 between two cores, beside a bare ring
+//!     cargo bench -p vfu --bench queue -- hostile 60  a neighbour beside a hostile guest, for so many seconds
 //!
 //! The reactor is driven by hand on this thread, and only its passes are timed: what the driver does between them is
 //! not. Rings and data are warm here; the lines that travel between cores are `pingpong`'s and the load generator's.
@@ -11,13 +12,14 @@
 
 mod chain;
 mod cost;
+mod hostile;
 mod pingpong;
 mod rig;
 
 fn main() {
     // Cargo adds `--bench`.
-    let word = std::env::args().skip(1).find(|word| !word.starts_with('-'));
-    match word.as_deref() {
+    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-'));
+    match words.next().as_deref() {
         None => {
             chain::run();
             cost::run();
@@ -25,6 +27,7 @@ fn main() {
         Some("chain") => chain::run(),
         Some("cost") => cost::run(),
         Some("pingpong") => pingpong::run(),
+        Some("hostile") => hostile::run(words.next().and_then(|seconds| seconds.parse().ok()).unwrap_or(60)),
         Some(other) => println!("no such part: {other}"),
     }
 }

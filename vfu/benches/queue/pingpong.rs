@@ -33,7 +33,7 @@ const SAMPLES: usize = 51;
 const RING: u16 = 128;
 const RAM: u64 = 16 << 20;
 
-fn pin(core: usize) {
+pub(crate) fn pin(core: usize) {
     assert!(core_affinity::set_for_current(core_affinity::CoreId { id: core }), "core {core} is there");
 }
 

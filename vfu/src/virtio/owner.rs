@@ -23,6 +23,9 @@ use crate::{
 
 /// Chains taken in one pass, so that one queue does not keep the reactor from the others.
 const CHAINS_PER_PASS: u32 = 256;
+/// Buffers that these chains may have together, give or take the last chain's. A guest may make every chain as long as
+/// chains can be, of buffers that say nothing, and would otherwise hold the reactor for a millisecond a pass.
+const SEGMENTS_PER_PASS: usize = 2048;
 
 /// All that is needed to start a queue on another reactor.
 pub(super) struct Start<H: Handler> {
@@ -207,8 +210,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     #[inline]
     fn take(&mut self, taken: &mut Taken, laps: &mut impl Laps) -> Result<(), RingError> {
         let Some(ring) = &mut self.ring else { return Ok(()) };
-        let mut pending = true;
-        while pending && taken.chains < CHAINS_PER_PASS {
+        let (mut pending, mut segments) = (true, 0);
+        while pending && taken.chains < CHAINS_PER_PASS && segments < SEGMENTS_PER_PASS {
             ring.pop(&self.view, &mut self.chain)?;
             let id = self.chain.id();
             if self.handler.is_in_flight(id) {
@@ -227,6 +230,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             }
             laps.lap(Stage::Submit);
             taken.chains += 1;
+            segments += self.chain.len();
             pending = ring.has_next();
         }
         Ok(())

@@ -76,6 +76,14 @@ impl Chain {
         self.entries
     }
 
+    /// Buffers.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks; a chain of a ring has one at least")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// What the device reads.
     #[inline]
     #[must_use]
