@@ -1,16 +1,20 @@
-//! Fuzz targets: what hostile bytes do to framing, VERSION, configuration space, windows, BARs, and to a whole endpoint;
-//! and to the JSON-RPC server.
+//! Fuzz targets: what hostile bytes do to framing, VERSION, configuration space, windows, BARs, rings, virtio-blk and
+//! virtio-scsi requests, and to a whole endpoint; and to the JSON-RPC server.
 //!
 //! A target takes bytes as its choices ([`choices::Choices`]) and panics when something is wrong. Two drivers call them:
 //! the program of this crate, for short runs and replays without any tool, and `fuzz/libfuzzer`, for long runs guided
 //! by coverage (`scripts/fuzz`). Neither needs nightly Rust.
 
+mod blk;
 pub mod choices;
 mod config_space;
 mod conversation;
+mod desk;
 mod framing;
 mod front_door;
 mod function;
+mod rings;
+mod scsi;
 pub mod seeds;
 mod version;
 mod windows;
@@ -33,6 +37,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "windows", run: windows::run, len_max: 512 },
     Target { name: "function", run: function::run, len_max: 512 },
     Target { name: "front_door", run: front_door::run, len_max: 1024 },
+    Target { name: "rings", run: rings::run, len_max: 1024 },
+    Target { name: "blk", run: blk::run, len_max: 512 },
+    Target { name: "scsi", run: scsi::run, len_max: 512 },
     Target { name: "framing", run: framing::run, len_max: 1024 },
     Target { name: "conversation", run: conversation::run, len_max: 1024 },
 ];
@@ -41,6 +48,18 @@ pub const TARGETS: &[Target] = &[
 #[must_use]
 pub fn target(name: &str) -> Option<Target> {
     TARGETS.iter().copied().find(|target| target.name == name)
+}
+
+/// Windows over all of a guest's memory.
+fn windows_over(memory: &vfu::mock::memory::Memory) -> vfu::dma::Windows {
+    let windows = vfu::dma::Windows::default();
+    let both = vfu::dma::Protection { read: true, write: true };
+    for region in memory.regions() {
+        let file = memory.file().try_clone_to_owned().expect("a descriptor");
+        let mapped = windows.map(region.address, region.len, both, Some((file, region.offset)));
+        mapped.expect("regions do not overlap");
+    }
+    windows
 }
 
 #[cfg(test)]

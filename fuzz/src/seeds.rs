@@ -23,10 +23,29 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             vec![0, 1, 1, 0, 11, 1, 16, 0, 0, 11, 1, 0, 32, 1, 10, 9, 11, 1, 1, 0, 0],
             (0..16).flat_map(|page| [0, page, 1, 1, 10]).chain([6, 0, 15, 11, 3, 3, 3, 3]).collect(),
         ],
+        "rings" => (0..8).map(|form| rings(form, form)).chain([rings(18, 2), rings(255, 7)]).collect(),
+        // Reads, writes, zeroes and whatever else, with few or many cuts.
+        "blk" => {
+            (0..8_u8).map(|kind| bytes(kind * 31, 200)).chain([vec![70, 0, 8, 0, 0, 255, 255]]).collect()
+        }
+        "scsi" => (0..27_u8).map(|code| [&[0, code, 1, 0, 4, 0, 8], &bytes(code, 90)[..]].concat()).collect(),
         "conversation" => conversations(),
         "front_door" => requests(),
         _ => Vec::new(),
     }
+}
+
+/// Bytes without a plan, but the same each time.
+fn bytes(seed: u8, len: u32) -> Vec<u8> {
+    (0..len).map(|at| ((at + u32::from(seed) * 7919).wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+/// A ring of some form: three descriptors that are a chain, a head, an index, a pass, and what the bytes make of it.
+fn rings(form: u8, bits: u8) -> Vec<u8> {
+    let descriptor = |at: u8, flags: u8, next: u8| [0, 0, at, 0, 0, 1, 16, flags, 128, next, 0];
+    let chain = [descriptor(0, 1, 1), descriptor(1, 3, 2), descriptor(2, 2, 0)].concat();
+    let offer = [6, 0, 0, 0, 0, 8, 1, 10, 13, 3, 1, 0, 0, 0, 14, 15, 8, 2, 11];
+    [&[form, bits][..], &chain, &offer, &bytes(form, 64)].concat()
 }
 
 fn versions() -> Vec<Vec<u8>> {
