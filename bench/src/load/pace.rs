@@ -5,19 +5,18 @@
 
 use reactor::{Clock, Tick};
 
-/// Binary digits of a tick's fraction: the error of a year of requests stays below a tick.
-const FRACTION: u32 = 24;
+/// Binary digits of a tick's fraction.
+const FRACTION: u32 = 32;
 
 /// The schedule of one queue.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Ticks between two requests, with their fraction.
-    interval: u64,
+    /// Ticks between two requests, and the fraction of one.
+    interval: (u64, u64),
     /// Where this queue's first request is within the interval, so that queues do not all start at once.
     offset: u64,
-    start: Tick,
-    /// Since the start, with its fraction.
-    next: u64,
+    /// When the next request is due, and the fraction of a tick that it is due later.
+    next: (Tick, u64),
 }
 
 impl Pace {
@@ -25,27 +24,30 @@ impl Pace {
     pub(crate) fn new(clock: &Clock, rate: u64, queues: usize, queue: usize) -> Self {
         let (rate, queues) = (u128::from(rate.max(1)), queues.max(1) as u128);
         let interval = ((u128::from(clock.ticks_per_second()) * queues) << FRACTION) / rate;
-        let interval = u64::try_from(interval).unwrap_or(u64::MAX);
-        let offset = u64::try_from(u128::from(interval) * queue as u128 / queues).unwrap_or(0);
-        Self { interval, offset, start: Tick::ZERO, next: offset }
+        let whole = |ticks: u128| u64::try_from(ticks >> FRACTION).unwrap_or(u64::MAX);
+        let offset = whole(interval * queue as u128 / queues);
+        let fraction = u64::try_from(interval & ((1 << FRACTION) - 1)).unwrap_or(0);
+        Self { interval: (whole(interval), fraction), offset, next: (Tick::MAX, 0) }
     }
 
     /// Starts, now.
     pub(crate) fn start(&mut self, now: Tick) {
-        (self.start, self.next) = (now, self.offset);
+        self.next = (now.after(self.offset), 0);
     }
 
     /// When the next request is due, if that is now or was before.
     #[inline]
     pub(crate) fn due(&self, now: Tick) -> Option<Tick> {
-        let due = self.start.after(self.next >> FRACTION);
+        let due = self.next.0;
         (due <= now).then_some(due)
     }
 
     /// That one was made: the next one is due an interval after it.
     #[inline]
     pub(crate) fn advance(&mut self) {
-        self.next = self.next.saturating_add(self.interval);
+        let (due, fraction) = self.next;
+        let fraction = fraction + self.interval.1;
+        self.next = (due.after(self.interval.0 + (fraction >> FRACTION)), fraction & ((1 << FRACTION) - 1));
     }
 }
 
@@ -55,12 +57,13 @@ mod tests {
 
     use super::*;
 
-    /// Takes all that is due; when each was.
+    /// Takes all that is due; when each was, after the clock's start.
     fn take(pace: &mut Pace, clock: &Clock) -> Vec<u64> {
+        let (fresh, _hand) = Clock::fake();
         std::iter::from_fn(|| {
             let due = pace.due(clock.now())?;
             pace.advance();
-            Some(due.since(pace.start))
+            Some(due.since(fresh.now()))
         })
         .collect()
     }
@@ -100,9 +103,10 @@ mod tests {
     fn no_error_adds_up_over_a_day() {
         let (clock, hand) = Clock::fake();
         let mut pace = Pace::new(&clock, 7, 1, 0);
-        pace.start(clock.now());
+        let start = clock.now();
+        pace.start(start);
         (0..7 * 86_400).for_each(|_| pace.advance());
         hand.advance(Duration::from_secs(86_400));
-        assert!(pace.due(clock.now()).is_some_and(|due| due.since(pace.start) >= 86_399_999_999_900));
+        assert!(pace.due(clock.now()).is_some_and(|due| due.since(start) >= 86_399_999_999_900));
     }
 }

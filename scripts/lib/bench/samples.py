@@ -10,7 +10,7 @@ from .target import stolen_ticks
 
 # Of a sample's time so much may be lost to others before it is called noisy.
 QUIET = 0.005
-REPEATS_MAX = 2
+REPEATS = 2
 
 
 def lost_share(figures, seconds, stolen):
@@ -27,10 +27,10 @@ class Point:
         self.measure = measure
         self.samples = []
 
-    def take(self):
+    def take(self, repeats=REPEATS):
         """One sample; a noisy one is repeated, and kept only if no repeat is quieter."""
         best = None
-        for _ in range(1 + REPEATS_MAX):
+        for _ in range(1 + repeats):
             start, stolen = time.monotonic(), stolen_ticks()
             figures = self.measure()
             lost = lost_share(figures, time.monotonic() - start, stolen_ticks() - stolen)
@@ -57,11 +57,11 @@ class Point:
         return sum(sample["noisy"] for sample in self.samples)
 
 
-def interleave(points, rounds, report=None):
+def interleave(points, rounds, repeats=REPEATS, report=None):
     """Measures all points once, then all again: what drifts hits them alike."""
     for number in range(rounds):
         for point in points:
-            point.take()
+            point.take(repeats)
         if report:
             report(f"  round {number + 1} of {rounds}")
 

@@ -29,8 +29,8 @@ IDLE_ENDPOINTS = 100
 class Run:
     """What a section works with, and the lines that are told in the end."""
 
-    def __init__(self, root, binaries, rounds, seconds, out, journal):
-        self.root, self.binaries, self.rounds, self.seconds = root, binaries, rounds, seconds
+    def __init__(self, root, binaries, rounds, seconds, repeats, out, journal):
+        self.root, self.binaries, self.rounds, self.seconds, self.repeats = root, binaries, rounds, seconds, repeats
         self.out, self.journal = out, journal
         self.bars = []
         self.noisy = self.taken = 0
@@ -40,7 +40,7 @@ class Run:
 
     def measure(self, section, points, keys, rounds=None, **more):
         """Takes interleaved samples of all points and writes them down."""
-        interleave(points, rounds or self.rounds, lambda line: print(line, flush=True))
+        interleave(points, rounds or self.rounds, self.repeats, lambda line: print(line, flush=True))
         for point in points:
             if keys:
                 self.journal.write(section, point, keys, **more)
