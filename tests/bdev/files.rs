@@ -5,7 +5,7 @@ use std::fs::File;
 use ringside_tests::Target;
 use serde_json::{Value, json};
 
-use super::{iostat, load, serve};
+use super::{iostat, load, load_of, serve};
 
 const MIB: u64 = 1 << 20;
 
@@ -57,7 +57,7 @@ fn a_full_file_system_fails_the_writes_it_has_no_room_for_and_nothing_else() {
     target.call("bdev_aio_create", disk).unwrap();
     serve(&target, "A");
 
-    let (requests, failed) = load(&target, "A", "--rw write --depth 8 --seconds 0.3");
+    let (requests, failed) = load_of(1000, &target, "A", "--rw randwrite --depth 8 --seconds 0.2");
     let (reads, failed_reads) = load(&target, "A", "--rw randread --depth 8 --seconds 0.1");
 
     assert!(failed > 0 && requests > 0, "{failed} failed, {requests} did not: what fits is written");

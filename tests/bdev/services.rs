@@ -3,7 +3,7 @@
 use ringside_tests::Target;
 use serde_json::{Value, json};
 
-use super::{iostat, load, malloc, report, serve, start_load};
+use super::{iostat, load, load_of, malloc, report, serve, start_load};
 
 fn error_bdev() -> Target {
     let target = Target::start().unwrap();
@@ -118,14 +118,13 @@ fn one_in_a_hundred_requests_takes_the_long_delay() {
     target.call("bdev_enable_histogram", json!({"name": "D", "enable": true})).unwrap();
     serve(&target, "D");
 
-    // About 12800 requests, until all that are in flight take the long delay; then those end.
-    load(&target, "D", "--rw randread --depth 128 --seconds 1");
+    // Up to 12800 requests at a time, until all that are in flight take the long delay; then those end.
+    load_of(4000, &target, "D", "--rw randread --depth 128 --seconds 1");
 
     let counts =
         target.call("bdev_get_histogram_borders", json!({"name": "D", "borders": [1_900_000]})).unwrap();
     let counts: Vec<u64> = serde_json::from_value(counts["borders_count"].clone()).unwrap();
     let (fast, all) = (counts[0], counts[1]);
-    assert!(all > 1000, "{counts:?}");
     assert!((2..=30).contains(&(1000 * (all - fast) / all)), "{counts:?}: 10 in 1000 are slow");
     let faster = json!({"delay_bdev_name": "D", "latency_type": "p99_read", "latency_us": 0});
     assert_eq!(target.call("bdev_delay_update_latency", faster), Ok(json!(true)));
@@ -147,8 +146,7 @@ fn delays_hold_requests_at_least_as_long_as_they_say() {
     serve(&target, "D");
     load(&target, "D", "--rw randwrite --depth 8 --seconds 0.1");
 
-    let output =
-        start_load(&target, "D", "--rw randread --depth 8 --seconds 0.3").wait_with_output().unwrap();
+    let output = start_load(&target, "D", "--rw randread --depth 8 --seconds 2").wait_with_output().unwrap();
 
     // By the client's clock: the target's own figures are differences of passes, which others may hold up.
     let latency_ns = report(&output)["latency"]["min_ns"].as_f64().unwrap();
