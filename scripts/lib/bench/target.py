@@ -100,12 +100,14 @@ class Target:
         return [word for name in names for word in ("--socket", f"{self.path}/{name}{tail}")] + extra
 
     def used(self):
-        """What its first reactor has done, how long its threads have waited for a processor, and what the bdevs have served."""
+        """What its first reactor has done, how long its reactors have waited for a processor, and what the bdevs have served."""
         reactors = self.call("framework_get_reactors")
         waited = 0
         for thread in os.listdir(f"/proc/{self.process.pid}/task"):
-            with open(f"/proc/{self.process.pid}/task/{thread}/schedstat", encoding="ascii") as stat:
-                waited += int(stat.read().split()[1])
+            task = f"/proc/{self.process.pid}/task/{thread}"
+            with open(f"{task}/comm", encoding="ascii") as comm, open(f"{task}/schedstat", encoding="ascii") as stat:
+                # The others may wait: they are asked between the samples only.
+                waited += int(stat.read().split()[1]) if comm.read().startswith("reactor") else 0
         stats = self.call("bdev_get_iostat")
         served = sum(bdev["num_read_ops"] + bdev["num_write_ops"] for bdev in stats["bdevs"])
         return {"busy": reactors["reactors"][0]["busy"], "rate": reactors["tick_rate"], "waited_ns": waited, "served": served}
