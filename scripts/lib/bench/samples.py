@@ -96,6 +96,7 @@ class Journal:
 
     def write(self, section, point, keys, **more):
         line = {"section": section, "name": point.name, **self.facts, **more, "noisy": point.noisy(),
+                "lost_shares": [round(sample["lost_share"], 4) for sample in point.samples],
                 "medians": {key: point.median(key) for key in keys}, "samples": {key: [s[key] for s in point.samples] for key in keys}}
         command = next((sample["command"] for sample in point.samples if "command" in sample), None)
         if command:
