@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "all of it is a test, the steps that tests share too")]
 
+use std::path::PathBuf;
+
 use ringside_tests::{Guest, Target};
 use serde_json::json;
 
@@ -32,6 +34,43 @@ fn target_with_file(mib: u64, block_size: u64) -> Target {
 fn serve(target: &Target, bdev: &str) {
     let endpoint = json!({"name": "vfu.0", "bdev_name": bdev, "num_queues": 2, "qsize": 256});
     target.call("vfu_virtio_create_blk_endpoint", endpoint).unwrap();
+}
+
+/// A target with one NVMe controller over a disk of 64 MiB, and the controller's socket.
+fn target_with_nvme(transport: serde_json::Value) -> (Target, PathBuf) {
+    const NQN: &str = "nqn.2016-06.io.spdk:guest";
+    let target = Target::start().unwrap();
+    let disk = json!({"name": "Malloc0", "num_blocks": 64 * MIB / 512, "block_size": 512});
+    target.call("bdev_malloc_create", disk).unwrap();
+    target.call("nvmf_create_transport", transport).unwrap();
+    target
+        .call("nvmf_create_subsystem", json!({"nqn": NQN, "allow_any_host": true, "enable_nssr": true}))
+        .unwrap();
+    target.call("nvmf_subsystem_add_ns", json!({"nqn": NQN, "namespace": {"bdev_name": "Malloc0"}})).unwrap();
+    let dir = target.endpoint("nvme");
+    std::fs::create_dir(&dir).unwrap();
+    let address = json!({"trtype": "VFIOUSER", "traddr": dir});
+    target.call("nvmf_subsystem_add_listener", json!({"nqn": NQN, "listen_address": address})).unwrap();
+    (target, dir.join("cntrl"))
+}
+
+/// nvme-cli's commands, resets under load, and verified data in every block size. nvme-cli maps the registers, which
+/// needs `iomem=relaxed` beside a driver.
+fn nvme_guest(processors: &str) -> Guest {
+    let guest = Guest::new("nvme.sh").arg("--smp").arg(processors).env("QUEUES", processors);
+    guest.arg("--append").arg("iomem=relaxed")
+}
+
+#[test]
+fn nvme_guest_passes_nvme_cli_and_verifies_every_block_size_on_four_queues() {
+    let (_target, socket) = target_with_nvme(json!({"trtype": "VFIOUSER"}));
+    nvme_guest("4").disk(socket).run().unwrap().assert_passed();
+}
+
+#[test]
+fn nvme_guest_passes_the_same_on_one_queue_with_shadow_doorbells() {
+    let (_target, socket) = target_with_nvme(json!({"trtype": "VFIOUSER", "disable_mappable_bar0": true}));
+    nvme_guest("1").disk(socket).env("SHADOW", "1").run().unwrap().assert_passed();
 }
 
 #[test]
