@@ -1,5 +1,7 @@
 //! The target driven by SPDK's own client (`spdk-rpc`, installed by `scripts/test`) and by `scripts/rpc.py`.
 
+mod nvmf;
+
 use std::{
     path::PathBuf,
     process::{Command, Output},
