@@ -12,6 +12,7 @@ mod limits;
 mod load;
 mod rig;
 mod serve;
+mod spread;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,8 @@ enum Command {
     Rig(rig::Args),
     /// Serves one disk, for a load generator to drive
     Serve(serve::Args),
+    /// Compares the queues of a disk on one reactor with the same on two
+    Spread(spread::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Limits(args) => limits::run(args),
         Command::Rig(args) => rig::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Spread(args) => spread::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Tick};
 use crate::group::Group;
 use crate::handle::{Handle, Shared};
+use crate::reactor::Reactor;
 use crate::wake_flag::WakeFlag;
 use crate::waker::Waker;
 use crate::watch::{Interest, Watch, WatchSet};
@@ -24,7 +25,7 @@ pub enum Work {
     Idle,
     /// Something was done; its time counts as busy.
     Busy,
-    /// Remove and drop me.
+    /// Remove me, and let me leave ([`Poller::leave`]): drop me, as a rule.
     Done,
 }
 
@@ -63,6 +64,12 @@ pub trait Poller {
 
     /// Called before the first poll after a park that was accepted: turn notifications off again.
     fn unpark(&mut self) {}
+
+    /// Called instead of a drop on a poller that is [`Work::Done`] and has been taken out of `reactor`: the place to go on
+    /// elsewhere, with what is not tied to this reactor.
+    fn leave(self: Box<Self>, reactor: &mut Reactor) {
+        let _ = reactor;
+    }
 }
 
 /// How long a poller is polled without finding work before it is asked to park. Means nothing for timed pollers.

@@ -334,18 +334,18 @@ impl Reactor {
         }
     }
 
-    /// Drops a poller that has been taken out; its `drop` is foreign code too.
+    /// Drops a poller that has been taken out.
     fn discard(&mut self, tenant: Tenant) {
         let counters = Arc::clone(&tenant.counters);
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(tenant))) {
+        self.let_go(&counters, |_| drop(tenant));
+    }
+
+    /// The last that is called of a poller that has been taken out: foreign code too.
+    fn let_go(&mut self, counters: &PollerCounters, last: impl FnOnce(&mut Reactor)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| last(self))) {
             self.shared.counters.faults.add(1);
             let (reactor, poller) = (self.core(), &*counters.name);
-            tracing::error!(
-                reactor,
-                poller,
-                panic = panic_text(&*panic),
-                "poller panicked while it was dropped"
-            );
+            tracing::error!(reactor, poller, panic = panic_text(&*panic), "poller panicked while it left");
         }
     }
 

@@ -4,7 +4,7 @@
 
 use std::{
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ringside_tests::{Target, binary};
@@ -58,6 +58,13 @@ fn queues_are_dealt_to_all_reactors_and_moved_under_load_without_a_loss() {
     for mask in ["0x1", "0x2", "0x3", "0x2", "0x1", "0x3"].into_iter().cycle().take(40) {
         target.call("thread_set_cpumask", json!({"id": id, "cpumask": mask})).unwrap();
         std::thread::sleep(Duration::from_millis(50));
+    }
+    // With nothing of it left on the first core, the endpoint's own poller included.
+    target.call("thread_set_cpumask", json!({"id": id, "cpumask": "0x2"})).unwrap();
+    let limit = Instant::now() + Duration::from_secs(30);
+    while cores_of(&target, "vfu.0") != [1] {
+        assert!(Instant::now() < limit, "it stays where it was: {:?}", cores_of(&target, "vfu.0"));
+        std::thread::sleep(Duration::from_millis(10));
     }
     let output = load.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

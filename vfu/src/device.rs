@@ -6,7 +6,7 @@
 use std::{
     os::fd::BorrowedFd,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -64,11 +64,33 @@ pub enum Progress {
     Pending,
 }
 
+/// Wakes the endpoint's poller, on whichever reactor it lives. For what happens now and then: it takes a lock.
+#[derive(Clone, Debug)]
+pub struct HomeWaker(Arc<Mutex<Waker>>);
+
+impl HomeWaker {
+    /// Wakes the poller that `waker` belongs to.
+    #[must_use]
+    pub fn new(waker: Waker) -> Self {
+        Self(Arc::new(Mutex::new(waker)))
+    }
+
+    /// Call after the news is where the poller will look for it.
+    pub fn wake(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).wake();
+    }
+
+    /// The poller has moved. It must look at everything once more: what was told meanwhile woke nobody.
+    pub(crate) fn moved(&self, waker: Waker) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waker;
+    }
+}
+
 /// Where a device model lives, and where its queues may go.
 #[derive(Clone, Debug)]
 pub struct Home {
     /// Wakes the endpoint's poller, which then asks [`DeviceModel::progress`].
-    pub waker: Waker,
+    pub waker: HomeWaker,
     /// The reactors of the endpoint's cpumask; queue n goes to reactor n modulo their number, until [`DeviceModel::place`]
     /// says otherwise.
     pub reactors: Vec<Handle>,
@@ -127,7 +149,7 @@ pub struct QueueDescription {
 ///
 /// Every method runs on the endpoint's reactor, and none of them blocks: what has to wait for queues on other reactors
 /// is started, and [`Self::progress`] tells when it is done. The caller starts nothing new before that.
-pub trait DeviceModel {
+pub trait DeviceModel: Send {
     /// What the device is, as PCI. Never changes.
     fn layout(&self) -> &Layout;
 
@@ -148,6 +170,11 @@ pub trait DeviceModel {
     /// Deals the queues to these reactors, at least one. Live queues move: each finishes what it has in flight, and goes on
     /// where its ring stood.
     fn place(&mut self, reactors: &[Handle]);
+
+    /// The endpoint itself moves to another reactor: what of the model runs beside it follows.
+    fn follow_home(&mut self, reactor: &Handle) {
+        let _ = reactor;
+    }
 
     /// Moves one live queue. False if there is no such queue.
     fn move_queue(&mut self, queue: u16, to: &Handle) -> bool;

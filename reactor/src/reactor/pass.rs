@@ -349,8 +349,9 @@ impl Reactor {
         let ticks = self.read_clock();
         self.shared.counters.busy_ticks.add(ticks);
         self.busy = true;
-        let tenant = self.evict(slot);
-        tenant.into_iter().for_each(|tenant| self.discard(tenant));
+        if let Some(tenant) = self.evict(slot) {
+            self.let_go(&tenant.counters, |reactor| tenant.poller.leave(reactor));
+        }
     }
 
     /// Reads the clock; the ticks since the last reading.

@@ -18,6 +18,7 @@ use std::{
 use reactor::Waker;
 
 use super::Fault;
+use crate::device::HomeWaker;
 
 /// What is asked of the client.
 #[derive(Debug)]
@@ -104,7 +105,7 @@ impl Drop for Order {
 struct Inner {
     orders: VecDeque<Order>,
     /// Who carries orders out; nobody while no client is connected.
-    carrier: Option<Waker>,
+    carrier: Option<HomeWaker>,
     transfer_max: u32,
 }
 
@@ -122,7 +123,7 @@ impl Remote {
     }
 
     /// A client is connected that takes so many bytes in one message; `carrier` is woken when there are orders.
-    pub fn open(&self, carrier: Waker, transfer_max: u32) {
+    pub fn open(&self, carrier: HomeWaker, transfer_max: u32) {
         self.with(|inner| {
             inner.carrier = Some(carrier);
             inner.transfer_max = transfer_max.max(1);

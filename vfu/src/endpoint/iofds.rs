@@ -3,13 +3,12 @@
 //! The client gives them to KVM, which then signals one instead of leaving the guest for a message. A signal is carried
 //! out as the write it stands for, so a device model knows nothing of all this. They live as long as the session.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use reactor::{Interest, PollerCx, Watch};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::session::Reply;
+use super::{session::Reply, ties::Ties};
 use crate::{
     function::Function,
     irq,
@@ -22,7 +21,6 @@ use crate::{
 /// One eventfd, and the writes it stands for.
 struct Shortcut {
     eventfd: OwnedFd,
-    _watch: Watch,
     region: u32,
     /// Offset and bytes of each doorbell.
     doorbells: Vec<(u64, usize)>,
@@ -38,7 +36,7 @@ impl Shortcuts {
         &mut self,
         function: &mut Function,
         payload: &[u8],
-        cx: &PollerCx,
+        ties: &mut Ties,
         fds_max: usize,
     ) -> Result<Reply, Errno> {
         let request = RegionIoFds::read_from_bytes(payload).map_err(|_length| Errno::INVAL)?;
@@ -60,7 +58,7 @@ impl Shortcuts {
             return Ok(Reply::of(&answer));
         }
         if self.0.iter().all(|shortcut| shortcut.region != request.index) {
-            self.make(request.index, &doorbells, cx, fds_max.min(MAX_MSG_FDS))?;
+            self.make(request.index, &doorbells, ties, fds_max.min(MAX_MSG_FDS))?;
         }
         let mine = || self.0.iter().filter(|shortcut| shortcut.region == request.index);
         let mut head = answer.as_bytes().to_vec();
@@ -84,14 +82,14 @@ impl Shortcuts {
         &mut self,
         index: u32,
         doorbells: &[(u64, usize)],
-        cx: &PollerCx,
+        ties: &mut Ties,
         fds_max: usize,
     ) -> Result<(), Errno> {
         let mut made = Vec::new();
         for _ in 0..doorbells.len().min(fds_max) {
             let eventfd = irq::eventfd()?;
-            let watch = cx.watch(eventfd.as_fd(), Interest::Read).map_err(|_limit| Errno::MFILE)?;
-            made.push(Shortcut { eventfd, _watch: watch, region: index, doorbells: Vec::new() });
+            ties.add_eventfd(eventfd.as_fd()).map_err(|_limit| Errno::MFILE)?;
+            made.push(Shortcut { eventfd, region: index, doorbells: Vec::new() });
         }
         let number = made.len();
         for (nth, &doorbell) in doorbells.iter().enumerate() {
@@ -99,6 +97,11 @@ impl Shortcuts {
         }
         self.0.append(&mut made);
         Ok(())
+    }
+
+    /// The eventfds.
+    pub(super) fn eventfds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(|shortcut| shortcut.eventfd.as_fd())
     }
 
     /// Carries out what was signalled. True if something was.

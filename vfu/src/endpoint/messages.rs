@@ -5,14 +5,14 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use reactor::{Interest, PollerCx, Watch};
+use reactor::Interest;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::session::End;
+use super::{session::End, ties::Ties};
 use crate::{
     dma::{Ask, Fault, Order, Remote},
     wire::{
@@ -54,7 +54,6 @@ impl Layout {
 /// The second socket of a client that wanted one.
 struct Twin {
     socket: OwnedFd,
-    watch: Watch,
     receiver: Receiver,
     sender: Sender,
 }
@@ -73,12 +72,17 @@ impl Messages {
     }
 
     /// Makes the twin socket; the client's end of it.
-    pub(super) fn make_twin(&mut self, cx: &PollerCx) -> std::io::Result<OwnedFd> {
+    pub(super) fn make_twin(&mut self, ties: &mut Ties) -> std::io::Result<OwnedFd> {
         let kind = SocketFlags::CLOEXEC;
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, kind, None)?;
-        let watch = cx.watch(socket.as_fd(), Interest::Read)?;
-        self.twin = Some(Twin { socket, watch, receiver: Receiver::default(), sender: Sender::default() });
+        ties.add_twin(socket.as_fd())?;
+        self.twin = Some(Twin { socket, receiver: Receiver::default(), sender: Sender::default() });
         Ok(theirs)
+    }
+
+    /// The twin socket.
+    pub(super) fn twin(&self) -> Option<BorrowedFd<'_>> {
+        self.twin.as_ref().map(|twin| twin.socket.as_fd())
     }
 
     /// Whether replies may come among the client's commands.
@@ -97,7 +101,7 @@ impl Messages {
     }
 
     /// Sends what queues ask for, and takes what came on the twin socket. True if something moved.
-    pub(super) fn relay(&mut self, remote: &Remote, here: &mut Sender) -> Result<bool, End> {
+    pub(super) fn relay(&mut self, remote: &Remote, here: &mut Sender, ties: &mut Ties) -> Result<bool, End> {
         let mut moved = false;
         while self.has_room() {
             let Some(order) = remote.next_order() else { break };
@@ -108,14 +112,14 @@ impl Messages {
             moved = true;
         }
         if let Some(mut twin) = self.twin.take() {
-            let outcome = self.tend_twin(&mut twin);
+            let outcome = self.tend_twin(&mut twin, ties);
             self.twin = Some(twin);
             moved |= outcome?;
         }
         Ok(moved)
     }
 
-    fn tend_twin(&mut self, twin: &mut Twin) -> Result<bool, End> {
+    fn tend_twin(&mut self, twin: &mut Twin, ties: &mut Ties) -> Result<bool, End> {
         let mut moved = false;
         let sent = twin.sender.flush(&twin.socket).map_err(End::Send)?;
         loop {
@@ -129,7 +133,7 @@ impl Messages {
                 Received::Pending => break,
             }
         }
-        twin.watch.set_interest(if sent { Interest::Read } else { Interest::ReadWrite })?;
+        ties.await_twin(if sent { Interest::Read } else { Interest::ReadWrite })?;
         Ok(moved)
     }
 

@@ -14,6 +14,7 @@ mod memory;
 mod messages;
 mod session;
 mod throttle;
+mod ties;
 
 use std::{
     path::PathBuf,
@@ -24,7 +25,9 @@ use std::{
     time::Duration,
 };
 
-use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, Spin, Tick, Waker, Watch, Work};
+use reactor::{
+    Group, Handle, Interest, Park, Poller, PollerCx, PollerSpec, Reactor, Spin, Tick, Waker, Watch, Work,
+};
 use rustix::net::{SocketFlags, accept_with};
 
 pub use listener::{BACKLOG, BindError, Listener, SocketOwner};
@@ -32,9 +35,10 @@ use session::{End, Session};
 pub use session::{HELD_COMMANDS_MAX, WRITE_ANSWER_MAX};
 pub use throttle::LOG_LINES_PER_SECOND;
 use throttle::Throttle;
+use ties::Ties;
 
 use crate::{
-    device::{Bus, DeviceDescription, DeviceModel, Home, Progress},
+    device::{Bus, DeviceDescription, DeviceModel, Home, HomeWaker, Progress},
     function::Function,
     last_words::LastWords,
     points::{CLIENT_CONNECT, CLIENT_DISCONNECT, ENDPOINT},
@@ -55,7 +59,7 @@ pub struct Spec {
     /// The reactors of its cpumask; the first is its home.
     pub reactors: Vec<Handle>,
     /// The endpoint, as SPDK's clients see a thread.
-    pub group: reactor::Group,
+    pub group: Group,
     /// MSI-X vectors of the device.
     pub vectors: u16,
     /// Makes the device.
@@ -173,7 +177,7 @@ impl EndpointHandle {
     }
 
     /// Deals the queues to these reactors, under load if need be; nothing is lost. The endpoint itself, which serves the
-    /// client's messages, stays where it is.
+    /// client's messages, goes to the first of them.
     pub fn place(&self, reactors: Vec<Handle>) {
         self.shared.order(Order::Place(reactors));
     }
@@ -213,77 +217,124 @@ pub fn start(spec: Spec) -> Result<EndpointHandle, reactor::SendError> {
     let handle = EndpointHandle { shared: Arc::clone(&shared), path: spec.listener.path().to_owned() };
     let home = spec.reactors[0].clone();
     home.send(Box::new(move |reactor| {
-        let faulted = Arc::clone(&shared);
-        let poller = PollerSpec::new(format!("vfu_{}", spec.name), &spec.group)
-            .spin(Spin::None)
-            .on_fault(move |_| faulted.set(State::Gone));
+        let poller = poller_spec(&spec.name, &spec.group, &shared);
         reactor.add(poller, |cx| Box::new(Endpoint::new(spec, shared, cx)));
     }))?;
     Ok(handle)
+}
+
+fn poller_spec(name: &str, group: &Group, shared: &Arc<Shared>) -> PollerSpec {
+    let faulted = Arc::clone(shared);
+    PollerSpec::new(format!("vfu_{name}"), group).spin(Spin::None).on_fault(move |_| faulted.set(State::Gone))
 }
 
 enum Phase {
     /// Waiting for a client.
     Listening,
     /// Serving one.
-    Serving(Box<Session>),
+    Serving(Box<Session>, Ties),
     /// The client is gone or the endpoint is told to go; the device is being stopped.
     Stopping,
 }
 
-struct Endpoint {
+/// What an endpoint takes along when it moves to another reactor.
+struct Baggage {
     name: String,
+    group: Group,
     listener: Listener,
-    listener_watch: Watch,
     function: Function,
-    phase: Phase,
     log: Throttle,
     /// The process of the client that is served.
     client_pid: Option<i32>,
-    cx: PollerCx,
+    home: HomeWaker,
     shared: Arc<Shared>,
     /// That it is gone; must stay the last field.
     last_words: LastWords,
 }
 
+impl Baggage {
+    /// Goes on at another reactor, with the session that is served.
+    fn arrive(self, session: Option<Box<Session>>, reactor: &mut Reactor) {
+        let spec = poller_spec(&self.name, &self.group, &self.shared);
+        reactor.add(spec, |cx| {
+            let mut endpoint = Endpoint::on(self, cx);
+            endpoint.its.function.model().follow_home(&cx.handle());
+            match session.map(|session| (session.tie(cx), session)) {
+                None => {}
+                Some((Ok(ties), session)) => {
+                    endpoint.listen(Interest::None);
+                    endpoint.phase = Phase::Serving(session, ties);
+                }
+                Some((Err(error), _)) => {
+                    tracing::error!(endpoint = endpoint.its.name, %error, "the client cannot be watched here");
+                    endpoint.stop_device();
+                }
+            }
+            Box::new(endpoint)
+        });
+    }
+}
+
+struct Endpoint {
+    listener_watch: Watch,
+    phase: Phase,
+    cx: PollerCx,
+    /// Where it goes, as soon as it is not stopping.
+    moving_to: Option<Handle>,
+    /// Must stay the last field, for its last words.
+    its: Baggage,
+}
+
 impl Endpoint {
     fn new(spec: Spec, shared: Arc<Shared>, cx: &PollerCx) -> Self {
-        let waker = cx.waker();
-        *shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
         let bus = Arc::new(Bus::new(spec.vectors));
-        let home = Home { waker, reactors: spec.reactors, group: spec.group };
+        let waker = HomeWaker::new(cx.waker());
+        let home = Home { waker: waker.clone(), reactors: spec.reactors, group: spec.group.clone() };
         let model = (spec.model)(&home, &bus);
-        let listener_watch =
-            cx.watch(spec.listener.fd(), Interest::Read).expect("the reactor can watch one more descriptor");
-        Self {
+        let its = Baggage {
             name: spec.name,
+            group: spec.group,
             listener: spec.listener,
-            listener_watch,
             function: Function::new(bus, model),
-            phase: Phase::Listening,
             log: Throttle::new(),
             client_pid: None,
-            cx: cx.clone(),
+            home: waker,
             shared,
             last_words: LastWords::default(),
-        }
+        };
+        Self::on(its, cx)
+    }
+
+    /// The endpoint without a client on the reactor of this poller.
+    fn on(its: Baggage, cx: &PollerCx) -> Self {
+        let waker = cx.waker();
+        *its.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+        its.home.moved(waker);
+        let listener_watch =
+            cx.watch(its.listener.fd(), Interest::Read).expect("the reactor can watch one more descriptor");
+        Self { listener_watch, phase: Phase::Listening, cx: cx.clone(), moving_to: None, its }
     }
 
     fn listen(&mut self, interest: Interest) {
         if let Err(error) = self.listener_watch.set_interest(interest) {
-            tracing::error!(endpoint = self.name, %error, "the endpoint's socket can no longer be watched");
+            tracing::error!(endpoint = self.its.name, %error, "the endpoint's socket can no longer be watched");
         }
     }
 
     /// Does what its owner has told it to do with its queues.
     fn obey(&mut self) {
-        let orders = std::mem::take(&mut *self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        let orders =
+            std::mem::take(&mut *self.its.shared.orders.lock().unwrap_or_else(PoisonError::into_inner));
         for order in orders {
             match order {
-                Order::Place(reactors) => self.function.model().place(&reactors),
+                Order::Place(reactors) => {
+                    self.its.function.model().place(&reactors);
+                    let first = &reactors[0];
+                    self.moving_to = (first.core() != self.cx.handle().core()).then(|| first.clone());
+                }
                 Order::Move(queue, to) => {
-                    if !self.function.model().move_queue(queue, &to) {
-                        tracing::warn!(endpoint = self.name, queue, "no such queue to move");
+                    if !self.its.function.model().move_queue(queue, &to) {
+                        tracing::warn!(endpoint = self.its.name, queue, "no such queue to move");
                     }
                 }
             }
@@ -292,85 +343,89 @@ impl Endpoint {
 
     fn accept(&mut self) -> Work {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = match accept_with(self.listener.fd(), flags) {
+        let socket = match accept_with(self.its.listener.fd(), flags) {
             Ok(socket) => socket,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED) => return Work::Idle,
             Err(error) => {
                 // Out of descriptors, most likely. The client waits in the backlog; the next wake-up tries again.
-                self.log.log(
-                    &self.name,
-                    || tracing::error!(endpoint = self.name, %error, "accepting a client failed"),
+                self.its.log.log(
+                    &self.its.name,
+                    || tracing::error!(endpoint = self.its.name, %error, "accepting a client failed"),
                 );
                 return Work::Idle;
             }
         };
         let peer = rustix::net::sockopt::socket_peercred(&socket);
-        self.client_pid = peer.ok().map(|peer| peer.pid.as_raw_pid());
+        self.its.client_pid = peer.ok().map(|peer| peer.pid.as_raw_pid());
         self.trace(CLIENT_CONNECT);
-        match Session::new(&self.name, socket, &self.cx) {
-            Ok(session) => {
+        let session = Session::new(&self.its.name, socket, self.cx.clock(), &self.its.home);
+        match session.tie(&self.cx) {
+            Ok(ties) => {
                 self.listen(Interest::None);
-                self.phase = Phase::Serving(Box::new(session));
-                self.shared.set(State::Connected);
-                self.log.log(&self.name, || tracing::info!(endpoint = self.name, "client connected"));
+                self.phase = Phase::Serving(Box::new(session), ties);
+                self.its.shared.set(State::Connected);
+                self.its
+                    .log
+                    .log(&self.its.name, || tracing::info!(endpoint = self.its.name, "client connected"));
             }
             Err(error) => {
-                tracing::error!(endpoint = self.name, %error, "the client's socket cannot be watched");
+                tracing::error!(endpoint = self.its.name, %error, "the client's socket cannot be watched");
             }
         }
         Work::Busy
     }
 
     fn trace(&self, point: u8) {
-        if let Some(pid) = self.client_pid {
-            ENDPOINT.record_text(point, pid.unsigned_abs().into(), &self.name);
+        if let Some(pid) = self.its.client_pid {
+            ENDPOINT.record_text(point, pid.unsigned_abs().into(), &self.its.name);
         }
     }
 
     fn stop_device(&mut self) {
         self.trace(CLIENT_DISCONNECT);
         self.phase = Phase::Stopping;
-        self.function.bus().remote.close();
-        self.client_pid = None;
-        self.function.reset();
-        self.function.forget_client();
+        self.its.function.bus().remote.close();
+        self.its.client_pid = None;
+        self.its.function.reset();
+        self.its.function.forget_client();
         // Queues keep the windows they work with until they have stopped; nobody gets new ones.
-        self.function.bus().windows.clear();
-        self.function.bus().irqs.release();
+        self.its.function.bus().windows.clear();
+        self.its.function.bus().irqs.release();
     }
 
     /// Answers those who ask. Nobody does on most polls.
     fn answer(&self) {
         // The flag falls before the questions are taken: one that comes in between raises it again.
-        if !self.shared.is_asked.load(Ordering::Relaxed)
-            || !self.shared.is_asked.swap(false, Ordering::AcqRel)
+        if !self.its.shared.is_asked.load(Ordering::Relaxed)
+            || !self.its.shared.is_asked.swap(false, Ordering::AcqRel)
         {
             return;
         }
-        for answer in self.shared.take_questions() {
+        for answer in self.its.shared.take_questions() {
             let state = match self.phase {
-                Phase::Serving(_) => State::Connected,
+                Phase::Serving(..) => State::Connected,
                 Phase::Listening | Phase::Stopping => State::Listening,
             };
-            let device = self.function.model_ref().describe();
-            answer(Description { state, client_pid: self.client_pid, device });
+            let device = self.its.function.model_ref().describe();
+            answer(Description { state, client_pid: self.its.client_pid, device });
         }
     }
 
     fn stopping(&mut self) -> Work {
-        if self.function.progress() == Progress::Pending {
+        if self.its.function.progress() == Progress::Pending {
             return Work::Idle;
         }
-        if self.shared.delete.load(Ordering::Acquire) {
-            tracing::info!(endpoint = self.name, "endpoint deleted");
-            self.listener.remove();
-            let shared = Arc::clone(&self.shared);
-            self.last_words.set(move || shared.set(State::Gone));
+        if self.its.shared.delete.load(Ordering::Acquire) {
+            tracing::info!(endpoint = self.its.name, "endpoint deleted");
+            self.its.listener.remove();
+            self.moving_to = None;
+            let shared = Arc::clone(&self.its.shared);
+            self.its.last_words.set(move || shared.set(State::Gone));
             return Work::Done;
         }
         self.phase = Phase::Listening;
         self.listen(Interest::Read);
-        self.shared.set(State::Listening);
+        self.its.shared.set(State::Listening);
         Work::Busy
     }
 }
@@ -379,51 +434,56 @@ impl Poller for Endpoint {
     fn poll(&mut self, now: Tick) -> Work {
         self.obey();
         // A queue may have failed, or the disk may have changed: that has no other caller than us.
-        let _ = self.function.progress();
+        let _ = self.its.function.progress();
         self.answer();
-        if self.function.model_ref().is_faulted() && !self.shared.delete.swap(true, Ordering::AcqRel) {
+        if self.its.function.model_ref().is_faulted() && !self.its.shared.delete.swap(true, Ordering::AcqRel)
+        {
             tracing::error!(
-                endpoint = self.name,
+                endpoint = self.its.name,
                 "a part of the device has panicked; the endpoint is closed"
             );
         }
-        let delete = self.shared.delete.load(Ordering::Acquire);
+        let delete = self.its.shared.delete.load(Ordering::Acquire);
         match &mut self.phase {
             Phase::Stopping => self.stopping(),
             _ if delete => {
                 self.stop_device();
                 self.stopping()
             }
+            // The rest is done by `leave`.
+            _ if self.moving_to.is_some() => Work::Done,
             Phase::Listening => self.accept(),
-            Phase::Serving(session) => match session.serve(&mut self.function, &mut self.log, now) {
-                Ok(work) => work,
-                Err(end) => {
-                    self.log.log(&self.name, || match end {
-                        End::Closed => tracing::info!(endpoint = self.name, "client disconnected"),
-                        end => tracing::warn!(endpoint = self.name, reason = %end, "client dropped"),
-                    });
-                    self.stop_device();
-                    self.stopping()
+            Phase::Serving(session, ties) => {
+                match session.serve(ties, &mut self.its.function, &mut self.its.log, now) {
+                    Ok(work) => work,
+                    Err(end) => {
+                        self.its.log.log(&self.its.name, || match end {
+                            End::Closed => tracing::info!(endpoint = self.its.name, "client disconnected"),
+                            end => tracing::warn!(endpoint = self.its.name, reason = %end, "client dropped"),
+                        });
+                        self.stop_device();
+                        self.stopping()
+                    }
                 }
-            },
+            }
         }
     }
 
     fn park(&mut self, now: Tick) -> Park {
         // Sockets are watched level-triggered. What comes by the waker counts from now on and not from the last poll
         // on, so it is looked at once more: what happened behind the device, and the wish to delete.
-        let settled = self.function.progress() == Progress::Done;
+        let settled = self.its.function.progress() == Progress::Done;
         let goes_on = match &self.phase {
             Phase::Stopping => settled,
-            Phase::Serving(session) => {
+            Phase::Serving(session, _) => {
                 (settled && session.is_waiting())
-                    || (session.has_room() && self.function.bus().remote.has_orders())
+                    || (session.has_room() && self.its.function.bus().remote.has_orders())
             }
             Phase::Listening => false,
         };
-        let delete = self.shared.delete.load(Ordering::Acquire) && !matches!(self.phase, Phase::Stopping);
-        let told = self.shared.is_asked.load(Ordering::Acquire)
-            || !self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let delete = self.its.shared.delete.load(Ordering::Acquire) && !matches!(self.phase, Phase::Stopping);
+        let told = self.its.shared.is_asked.load(Ordering::Acquire)
+            || !self.its.shared.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         if goes_on || delete || told {
             Park::Ready
         } else if settled {
@@ -432,9 +492,24 @@ impl Poller for Endpoint {
             // Queues wake us when they have followed; but one whose reactor had no room for it has to be sent again.
             let retry = now.after(self.cx.clock().ticks(RETRY_PERIOD));
             match &self.phase {
-                Phase::Serving(session) => Park::Until(session.deadline().map_or(retry, |at| at.min(retry))),
+                Phase::Serving(session, _) => {
+                    Park::Until(session.deadline().map_or(retry, |at| at.min(retry)))
+                }
                 _ => Park::Until(retry),
             }
+        }
+    }
+
+    fn leave(self: Box<Self>, reactor: &mut Reactor) {
+        let Self { phase, moving_to: Some(to), its, .. } = *self else { return };
+        let session = match phase {
+            Phase::Serving(session, _) => Some(session),
+            Phase::Listening | Phase::Stopping => None,
+        };
+        let name = its.name.clone();
+        if let Err(error) = to.send(Box::new(move |reactor| its.arrive(session, reactor))) {
+            tracing::warn!(endpoint = name, core = to.core(), %error, "the endpoint stays where it is");
+            error.into_message()(reactor);
         }
     }
 }

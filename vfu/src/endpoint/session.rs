@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use reactor::{Interest, PollerCx, Tick, Watch, Work};
+use reactor::{Clock, Interest, PollerCx, Tick, Work};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
@@ -21,9 +21,10 @@ use super::{
     irqs, memory,
     messages::{DMA_MESSAGE_MAX, Messages},
     throttle::Throttle,
+    ties::Ties,
 };
 use crate::{
-    device::Progress,
+    device::{HomeWaker, Progress},
     function::Function,
     points::{COMMAND, ENDPOINT, REPLY},
     wire::{
@@ -112,8 +113,8 @@ struct Held {
 pub(super) struct Session {
     name: String,
     socket: OwnedFd,
-    watch: Watch,
-    cx: PollerCx,
+    clock: Clock,
+    home: HomeWaker,
     receiver: Receiver,
     sender: Sender,
     /// What the client can do, once it has said so.
@@ -133,13 +134,12 @@ enum Next {
 }
 
 impl Session {
-    pub(super) fn new(name: &str, socket: OwnedFd, cx: &PollerCx) -> std::io::Result<Self> {
-        let watch = cx.watch(socket.as_fd(), Interest::Read)?;
-        Ok(Self {
+    pub(super) fn new(name: &str, socket: OwnedFd, clock: &Clock, home: &HomeWaker) -> Self {
+        Self {
             name: name.to_owned(),
             socket,
-            watch,
-            cx: cx.clone(),
+            clock: clock.clone(),
+            home: home.clone(),
             receiver: Receiver::default(),
             sender: Sender::default(),
             peer: None,
@@ -147,23 +147,32 @@ impl Session {
             held: VecDeque::new(),
             messages: Messages::new(),
             shortcuts: Shortcuts::default(),
-        })
+        }
+    }
+
+    /// Ties it to the reactor of this poller.
+    pub(super) fn tie(&self, cx: &PollerCx) -> std::io::Result<Ties> {
+        let mut ties = Ties::new(self.socket.as_fd(), cx)?;
+        self.messages.twin().map_or(Ok(()), |twin| ties.add_twin(twin))?;
+        self.shortcuts.eventfds().try_for_each(|eventfd| ties.add_eventfd(eventfd))?;
+        Ok(ties)
     }
 
     /// When it wants to be polled even if nothing happens.
     pub(super) fn deadline(&self) -> Option<Tick> {
         let waiting = self.waiting.as_ref().filter(|waiting| may_be_answered_early(waiting))?;
-        Some(waiting.since.after(self.cx.clock().ticks(WRITE_ANSWER_MAX)))
+        Some(waiting.since.after(self.clock.ticks(WRITE_ANSWER_MAX)))
     }
 
     /// Takes and answers what is there, as far as it goes now.
     pub(super) fn serve(
         &mut self,
+        ties: &mut Ties,
         function: &mut Function,
         log: &mut Throttle,
         now: Tick,
     ) -> Result<Work, End> {
-        let mut busy = self.messages.relay(&function.bus().remote, &mut self.sender)?;
+        let mut busy = self.messages.relay(&function.bus().remote, &mut self.sender, ties)?;
         for _ in 0..MESSAGES_PER_PASS {
             if let Some(waiting) = self.waiting.take() {
                 self.settle(waiting, function, log, now);
@@ -171,7 +180,7 @@ impl Session {
             let blocked = !self.sender.is_empty() && !self.sender.flush(&self.socket).map_err(End::Send)?;
             if !self.messages.expects_replies_here() && (blocked || self.waiting.is_some()) {
                 // The reader, or the device, wakes us; what the socket brings would do so for nothing.
-                self.watch.set_interest(if blocked { Interest::Write } else { Interest::None })?;
+                ties.await_client(if blocked { Interest::Write } else { Interest::None })?;
                 return Ok(if busy { Work::Busy } else { Work::Idle });
             }
             // With answers to come it is read on in any case: the client may be writing one, and read nothing before
@@ -179,16 +188,16 @@ impl Session {
             let holds = blocked || self.waiting.is_some();
             if !holds {
                 if let Some(held) = self.held.pop_front() {
-                    self.take(function, log, now, held)?;
+                    self.take(ties, function, log, now, held)?;
                     busy = true;
                     continue;
                 }
                 busy |= self.shortcuts.ring(function);
             }
-            match self.next(function, log, now, holds)? {
+            match self.next(ties, function, log, now, holds)? {
                 Some(Next::Message) => busy = true,
                 Some(Next::Device) | None => {
-                    self.watch.set_interest(if blocked { Interest::ReadWrite } else { Interest::Read })?;
+                    ties.await_client(if blocked { Interest::ReadWrite } else { Interest::Read })?;
                     return Ok(if busy { Work::Busy } else { Work::Idle });
                 }
             }
@@ -209,6 +218,7 @@ impl Session {
     /// Receives one message. `holds`: it is not the time for commands.
     fn next(
         &mut self,
+        ties: &mut Ties,
         function: &mut Function,
         log: &mut Throttle,
         now: Tick,
@@ -232,7 +242,7 @@ impl Session {
                     }
                     return Ok(Some(Next::Message));
                 } else {
-                    self.take(function, log, now, Held { header, payload, fds })?;
+                    self.take(ties, function, log, now, Held { header, payload, fds })?;
                 }
                 Ok(Some(Next::Message))
             }
@@ -249,7 +259,7 @@ impl Session {
     /// Goes on with a command that waits.
     fn settle(&mut self, mut waiting: Waiting, function: &mut Function, log: &mut Throttle, now: Tick) {
         if function.progress() == Progress::Pending {
-            let limit = waiting.since.after(self.cx.clock().ticks(WRITE_ANSWER_MAX));
+            let limit = waiting.since.after(self.clock.ticks(WRITE_ANSWER_MAX));
             if now < limit || !may_be_answered_early(&waiting) {
                 self.waiting = Some(waiting);
                 return;
@@ -287,6 +297,7 @@ impl Session {
 
     fn take(
         &mut self,
+        ties: &mut Ties,
         function: &mut Function,
         log: &mut Throttle,
         now: Tick,
@@ -300,14 +311,14 @@ impl Session {
             self.answer(log, &header, Err(Errno::INVAL));
             return Ok(());
         }
-        let Some(peer) = &self.peer else { return self.negotiate(function, log, header, payload) };
+        let Some(peer) = &self.peer else { return self.negotiate(ties, function, log, header, payload) };
         let outcome = match header.command {
             Command::DMA_MAP => memory::map(function, payload, fds),
             Command::DMA_UNMAP => memory::unmap(function, payload),
             Command::DEVICE_GET_INFO => info::device(payload),
             Command::DEVICE_GET_REGION_INFO => info::region(function, payload),
             Command::DEVICE_GET_REGION_IO_FDS => {
-                self.shortcuts.hand_out(function, payload, &self.cx, peer.max_msg_fds as usize)
+                self.shortcuts.hand_out(function, payload, ties, peer.max_msg_fds as usize)
             }
             Command::DEVICE_GET_IRQ_INFO => info::irq(function, payload),
             Command::DEVICE_SET_IRQS => irqs::set(function, payload, fds),
@@ -345,6 +356,7 @@ impl Session {
 
     fn negotiate(
         &mut self,
+        ties: &mut Ties,
         function: &Function,
         log: &mut Throttle,
         header: Header,
@@ -365,10 +377,10 @@ impl Session {
         };
         tracing::debug!(minor = offer.minor, capabilities = ?offer.capabilities, "client's offer");
         let wants_twin = offer.capabilities.twin_socket.supported && offer.capabilities.max_msg_fds > 0;
-        let theirs = if wants_twin { Some(self.messages.make_twin(&self.cx)?) } else { None };
+        let theirs = if wants_twin { Some(self.messages.make_twin(ties)?) } else { None };
         let index = theirs.as_ref().map(|_| 0);
         let transfer_max = offer.capabilities.max_data_xfer_size.min(DMA_MESSAGE_MAX);
-        function.bus().remote.open(self.cx.waker(), transfer_max);
+        function.bus().remote.open(self.home.clone(), transfer_max);
         self.sender.reply(&header, &[&version::encode(offer.minor, index)], theirs.into_iter().collect());
         self.peer = Some(offer.capabilities);
         Ok(())

@@ -78,6 +78,11 @@ fn layout() -> Layout {
     }
 }
 
+fn reactor(core: u32) -> Reactor {
+    let (clock, _hand) = Clock::fake();
+    Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(core, clock) }).unwrap()
+}
+
 fn until_asleep(reactor: &mut Reactor) {
     let asleep = (0..100).any(|_| matches!(reactor.poll_once(), Pass::Sleepy(_)));
     assert!(asleep, "it never sleeps");
@@ -99,9 +104,7 @@ fn start_on(reactor: &Reactor, path: &std::path::Path, asked: &Arc<AtomicUsize>)
 #[test]
 fn device_is_asked_once_more_before_the_endpoint_sleeps() {
     let dir = tempfile::tempdir().unwrap();
-    let (clock, _hand) = Clock::fake();
-    let mut reactor =
-        Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(0, clock) }).unwrap();
+    let mut reactor = reactor(0);
     let asked = Arc::default();
     let _endpoint = start_on(&reactor, &dir.path().join("socket"), &asked);
 
@@ -115,9 +118,7 @@ fn device_is_asked_once_more_before_the_endpoint_sleeps() {
 fn endpoint_that_is_deleted_in_its_sleep_goes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    let (clock, _hand) = Clock::fake();
-    let mut reactor =
-        Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(0, clock) }).unwrap();
+    let mut reactor = reactor(0);
     let endpoint = start_on(&reactor, &path, &Arc::default());
     until_asleep(&mut reactor);
     let gone = Arc::new(AtomicBool::new(false));
@@ -147,9 +148,7 @@ fn flood_of_messages_is_taken_a_part_at_a_time() {
     const REPLY_LEN: usize = HEADER_LEN + 16;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    let (clock, _hand) = Clock::fake();
-    let mut reactor =
-        Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(0, clock) }).unwrap();
+    let mut reactor = reactor(0);
     let _endpoint = start_on(&reactor, &path, &Arc::default());
     until_asleep(&mut reactor);
     let mut client = UnixStream::connect(&path).unwrap();
@@ -169,4 +168,50 @@ fn flood_of_messages_is_taken_a_part_at_a_time() {
 
     // The last answer of a full pass goes out with the next.
     assert_eq!(passes, [31, 32, 32, 5, 0, 0]);
+}
+
+#[test]
+fn endpoint_goes_to_another_reactor_with_its_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let (mut old, mut new) = (reactor(0), reactor(1));
+    let endpoint = start_on(&old, &path, &Arc::default());
+    until_asleep(&mut old);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
+    until_asleep(&mut old);
+    assert_ne!(take_all(&mut client), 0);
+
+    endpoint.place(vec![new.handle(), old.handle()]);
+    until_asleep(&mut old);
+    client.write_all(&command(Command::DEVICE_RESET, &[])).unwrap();
+    until_asleep(&mut old);
+    assert_eq!(take_all(&mut client), 0, "nobody serves it on the old reactor");
+    until_asleep(&mut new);
+    assert_eq!(take_all(&mut client), HEADER_LEN);
+    drop(old);
+
+    drop(client);
+    until_asleep(&mut new);
+    assert_eq!(endpoint.state(), State::Listening);
+    endpoint.delete(|| ());
+    until_asleep(&mut new);
+    assert_eq!(endpoint.state(), State::Gone);
+}
+
+#[test]
+fn endpoint_whose_new_reactor_has_stopped_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let mut old = reactor(0);
+    let gone = reactor(1).handle();
+    let endpoint = start_on(&old, &path, &Arc::default());
+    endpoint.place(vec![gone]);
+    until_asleep(&mut old);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
+    until_asleep(&mut old);
+    assert_ne!(take_all(&mut client), 0);
 }

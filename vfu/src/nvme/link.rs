@@ -11,10 +11,11 @@ use std::{
     },
 };
 
-use reactor::Waker;
-
 use super::spec::log::ReservationNotification;
-use crate::stages::{StageReading, StageTimes};
+use crate::{
+    device::HomeWaker,
+    stages::{StageReading, StageTimes},
+};
 
 /// Something a controller is to look at.
 pub mod flag {
@@ -131,7 +132,7 @@ pub struct Link {
     /// Access states of the way in.
     pub ana: Arc<AnaStates>,
     flags: AtomicU32,
-    home: Waker,
+    home: HomeWaker,
     changed: Mutex<BTreeSet<u32>>,
     notifications: Mutex<VecDeque<ReservationNotification>>,
     counters: Mutex<Vec<Arc<Counters>>>,
@@ -146,7 +147,7 @@ pub struct Link {
 impl Link {
     /// For a controller whose home is woken by `home`.
     #[must_use]
-    pub fn new(cntlid: u16, ana: Arc<AnaStates>, home: Waker) -> Self {
+    pub fn new(cntlid: u16, ana: Arc<AnaStates>, home: HomeWaker) -> Self {
         Self {
             cntlid,
             ana,

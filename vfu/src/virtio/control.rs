@@ -14,7 +14,11 @@ use std::{
 use reactor::Waker;
 
 use super::queue::Position;
-use crate::{device::QueueDescription, irq::NO_VECTOR, stages::StageTimes};
+use crate::{
+    device::{HomeWaker, QueueDescription},
+    irq::NO_VECTOR,
+    stages::StageTimes,
+};
 
 /// How the guest's kicks reach the queues of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,7 +118,7 @@ pub struct QueueControl {
     vector: AtomicU16,
     doorbell: Arc<Doorbell>,
     owner: Mutex<Option<Waker>>,
-    home: Waker,
+    home: HomeWaker,
     position: Mutex<Position>,
     counters: Counters,
 }
@@ -135,7 +139,7 @@ pub struct Counters {
 impl QueueControl {
     /// For a queue that is to be started with this MSI-X vector.
     #[must_use]
-    pub fn new(vector: u16, doorbell: Arc<Doorbell>, home: Waker) -> Self {
+    pub fn new(vector: u16, doorbell: Arc<Doorbell>, home: HomeWaker) -> Self {
         Self {
             epoch: AtomicU64::new(1),
             acked: AtomicU64::new(0),

@@ -1,9 +1,7 @@
 //! What a virtio device type is to the transport, and what its request handler is to a queue's owner.
 
-use reactor::Waker;
-
 use super::queue::Chain;
-use crate::{dma::View, stages::Laps};
+use crate::{device::HomeWaker, dma::View, stages::Laps};
 
 /// Makes a queue's handler on the reactor that will own it.
 pub type MakeHandler<H> = Box<dyn FnOnce() -> Result<H, HandlerError> + Send>;
@@ -14,7 +12,7 @@ pub type MakeHandler<H> = Box<dyn FnOnce() -> Result<H, HandlerError> + Send>;
 pub struct HandlerError(pub String);
 
 /// A virtio device type.
-pub trait VirtioDevice: 'static {
+pub trait VirtioDevice: Send + 'static {
     /// What handles a queue's requests.
     type Handler: Handler;
 
@@ -49,7 +47,7 @@ pub trait VirtioDevice: 'static {
     fn reset(&mut self) {}
 
     /// Tells the device whom to wake when [`Self::take_event`] has something.
-    fn attach(&mut self, home: Waker);
+    fn attach(&mut self, home: HomeWaker);
 
     /// What happened behind the device since it was asked last.
     fn take_event(&mut self) -> Option<DeviceEvent>;

@@ -113,6 +113,33 @@ fn queues_move_between_reactors_under_load_and_lose_nothing() {
 }
 
 #[test]
+fn endpoint_moves_between_reactors_with_its_admin_queue_under_load_and_loses_nothing() {
+    for is_mappable in [false, true] {
+        let mut rig = Rig::new();
+        let socket = rig.socket("moving");
+        let endpoint = rig.server.serve_nvme(&socket, &rig.subsystem, rig.options, is_mappable);
+        let mut nvme = Nvme::connect(&socket, 16 << 20).unwrap();
+        nvme.enable().unwrap();
+        nvme.create_queues(2, 64).unwrap();
+        let dptr = buffer(&mut nvme);
+        for turn in 0..20 {
+            load(&mut nvme, 0, dptr);
+            load(&mut nvme, 1, dptr);
+            let mut reactors = rig.server.reactors().to_vec();
+            reactors.rotate_left(turn % 2);
+            endpoint.place(reactors);
+            nvme.admin_ok(Command { opcode: admin::IDENTIFY, dptr, cdw10: 1, ..Command::default() }).unwrap();
+            for queue in [0, 1] {
+                let done = nvme.drain(queue).unwrap();
+                assert_eq!(done.len(), 48);
+                assert!(done.iter().all(|done| status_of(done).is_success()));
+            }
+        }
+        assert_eq!(rig.server.faults(), 0);
+    }
+}
+
+#[test]
 fn namespaces_come_and_go_under_load() {
     let mut rig = Rig::new();
     let mut nvme = rig.driver(Doorbells::Mapped, 1);

@@ -11,6 +11,7 @@ use std::sync::{
 use reactor::Waker;
 
 use super::ring::{Buffers, Rings, Setup};
+use crate::device::HomeWaker;
 
 /// Where a completion queue is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub(super) struct Control {
     discard: AtomicBool,
     state: AtomicU8,
     owner: Mutex<Option<Waker>>,
-    home: Waker,
+    home: HomeWaker,
     wanted: Mutex<Wanted>,
     /// Commands that the host wants aborted, and whether there are any.
     aborts: Mutex<Vec<Abort>>,
@@ -71,7 +72,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Control {
-    pub(super) fn new(home: Waker, wanted: Wanted) -> Arc<Self> {
+    pub(super) fn new(home: HomeWaker, wanted: Wanted) -> Arc<Self> {
         Arc::new(Self {
             epoch: AtomicU64::new(1),
             acked: AtomicU64::new(0),

@@ -15,7 +15,10 @@ pub mod shadow;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, Weak,
+    atomic::{AtomicU32, Ordering},
+};
 
 use reactor::{Handle, Park, Poller, PollerSpec, Tick, Work};
 
@@ -67,8 +70,10 @@ pub struct NvmePci {
     device: Arc<Mutex<Device>>,
     doorbells: Arc<Doorbells>,
     home: Home,
-    /// The endpoint's reactor, where the admin queue stays.
+    /// The endpoint's reactor, where the admin queue is.
     reactor: Handle,
+    /// Its core.
+    home_core: Arc<AtomicU32>,
     /// The admin queue's poller, which a controller with mapped doorbells needs, is not on its way yet.
     is_unpolled: bool,
 }
@@ -100,7 +105,7 @@ fn layout(options: &ControllerOptions, serial: &str) -> Layout {
 }
 
 fn lock(device: &Mutex<Device>) -> MutexGuard<'_, Device> {
-    // Only the home reactor's thread takes it; a panic there ends the endpoint.
+    // Only the home reactor's thread takes it, or two while the endpoint moves; a panic there ends the endpoint.
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -125,6 +130,7 @@ impl NvmePci {
         let doorbells = Arc::clone(&device.doorbells);
         let reactor = home.reactors[0].clone();
         let mut new = Self {
+            home_core: Arc::new(AtomicU32::new(reactor.core())),
             reactor,
             layout,
             device: Arc::new(Mutex::new(device)),
@@ -141,11 +147,12 @@ impl NvmePci {
             return;
         }
         let (device, doorbells) = (Arc::downgrade(&self.device), Arc::clone(&self.doorbells));
+        let (home, core) = (Arc::clone(&self.home_core), self.reactor.core());
         let (name, group) = (format!("{}_admin", self.home.group.name()), self.home.group.clone());
         let sent = self.reactor.send(Box::new(move |reactor| {
             reactor.add(PollerSpec::new(name, &group), |cx| {
                 let period = cx.clock().ticks(owner::FALLBACK_PERIOD);
-                Box::new(AdminPoller { device, doorbells, seen: None, period, looks: 0 })
+                Box::new(AdminPoller { device, doorbells, home, core, seen: None, period, looks: 0 })
             });
         }));
         self.is_unpolled = sent.is_err();
@@ -156,6 +163,10 @@ impl NvmePci {
 struct AdminPoller {
     device: Weak<Mutex<Device>>,
     doorbells: Arc<Doorbells>,
+    /// The core of the home reactor.
+    home: Arc<AtomicU32>,
+    /// Where this one is; after a move of the endpoint another one has taken over.
+    core: u32,
     /// The doorbells when there was nothing to do: while they stand so, there is nothing.
     seen: Option<[u32; 3]>,
     period: u64,
@@ -164,6 +175,9 @@ struct AdminPoller {
 
 impl Poller for AdminPoller {
     fn poll(&mut self, _now: Tick) -> Work {
+        if self.home.load(Ordering::Relaxed) != self.core {
+            return Work::Done;
+        }
         let now = self.doorbells.both(0);
         if self.seen == Some(now) && self.device.strong_count() > 0 {
             return Work::Idle;
@@ -225,6 +239,13 @@ impl DeviceModel for NvmePci {
         for cqid in 1..=MAX_IO_QUEUES {
             device.move_group(cqid, &reactors[usize::from(cqid - 1) % reactors.len()]);
         }
+    }
+
+    fn follow_home(&mut self, reactor: &Handle) {
+        self.home_core.store(reactor.core(), Ordering::Relaxed);
+        self.reactor = reactor.clone();
+        self.is_unpolled = self.doorbells.is_mapped;
+        self.start_poller();
     }
 
     fn move_queue(&mut self, queue: u16, to: &Handle) -> bool {

@@ -12,19 +12,19 @@ use std::sync::{
 use bdev::{Descriptor, Event};
 use handler::Backend;
 pub use handler::BlkHandler;
-use reactor::Waker;
 use zerocopy::IntoBytes;
 
 use super::{
     device::{DeviceEvent, HandlerError, MakeHandler, VirtioDevice},
     spec::blk::{DEVICE_ID, WRITEBACK_AT, feature},
 };
+use crate::device::HomeWaker;
 
 /// What happens to the bdev behind a disk, from the thread that does it to the endpoint's.
 #[derive(Debug, Default)]
 pub struct Events {
     flags: AtomicU8,
-    home: OnceLock<Waker>,
+    home: OnceLock<HomeWaker>,
 }
 
 const RESIZED: u8 = 1;
@@ -156,7 +156,7 @@ impl VirtioDevice for Blk {
         self.writeback.store(true, Ordering::Release);
     }
 
-    fn attach(&mut self, home: Waker) {
+    fn attach(&mut self, home: HomeWaker) {
         // A device is attached once.
         let _ = self.events.home.set(home);
     }

@@ -10,6 +10,7 @@ use std::{
 use reactor::{Clock, CoreMask, Group, Mode, Pass, Reactor, ReactorConfig};
 
 use super::*;
+use crate::device::HomeWaker;
 use crate::virtio::{
     control::{Doorbell, DoorbellMode},
     device::HandlerError,
@@ -106,7 +107,7 @@ fn control(reactor: &mut Reactor) -> Arc<QueueControl> {
         Box::new(Home)
     });
     let doorbell = Arc::new(Doorbell::new(DoorbellMode::Trapped));
-    Arc::new(QueueControl::new(crate::irq::NO_VECTOR, doorbell, waker.take().unwrap()))
+    Arc::new(QueueControl::new(crate::irq::NO_VECTOR, doorbell, HomeWaker::new(waker.take().unwrap())))
 }
 
 #[test]

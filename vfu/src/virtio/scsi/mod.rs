@@ -17,13 +17,13 @@ mod units;
 use std::sync::Arc;
 
 pub use control::ScsiHandler;
-use reactor::Waker;
 pub use reservation::ReservationTable;
 use units::Shared;
 pub use units::{TargetError, TargetSlot, Targets};
 use zerocopy::IntoBytes;
 
 use super::device::{DeviceEvent, MakeHandler, VirtioDevice};
+use crate::device::HomeWaker;
 use spec::{CDB_LEN, Config, DEVICE_ID, MAX_TARGETS, OWN_QUEUES, SENSE_LEN, feature};
 
 /// A virtio-scsi device.
@@ -111,7 +111,7 @@ impl VirtioDevice for Scsi {
         }
     }
 
-    fn attach(&mut self, home: Waker) {
+    fn attach(&mut self, home: HomeWaker) {
         self.shared.attach(home);
     }
 

@@ -9,7 +9,6 @@ use std::{
 };
 
 use bdev::{Descriptor, Event};
-use reactor::Waker;
 
 use super::{
     reservation::{Nexus, ReservationTable},
@@ -17,7 +16,7 @@ use super::{
     spec::{MAX_TARGETS, event},
     tasks::AllTasks,
 };
-use crate::virtio::transport::MAX_QUEUES;
+use crate::{device::HomeWaker, virtio::transport::MAX_QUEUES};
 
 /// Events that wait for buffers; more are told as missed.
 const MAX_EVENTS: usize = 16;
@@ -54,7 +53,7 @@ pub(super) struct Shared {
     has_events: AtomicBool,
     /// Something for the transport to do: see [`Shared::take_changed`].
     changed: AtomicBool,
-    home: OnceLock<Waker>,
+    home: OnceLock<HomeWaker>,
     /// The number of the latest drain that was asked for, and the one that each queue has been through; all ones for
     /// a queue that does not run.
     drain: AtomicU64,
@@ -225,7 +224,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn attach(&self, home: Waker) {
+    pub(super) fn attach(&self, home: HomeWaker) {
         // A device is attached once.
         let _ = self.home.set(home);
     }

@@ -8,7 +8,7 @@ use reactor::{
 
 use super::{Owner, Start};
 use crate::{
-    device::Bus,
+    device::{Bus, HomeWaker},
     nvme::{
         controller::ControllerOptions,
         link::{AnaStates, Link},
@@ -71,7 +71,7 @@ fn start(reactor: &mut Reactor) -> Arc<Control> {
         waker.set(cx.waker()).unwrap();
         Box::new(Home)
     });
-    let home = waker.into_inner().unwrap();
+    let home = HomeWaker::new(waker.into_inner().unwrap());
     let control = Control::new(home.clone(), Wanted { sqs: Vec::new(), buffers: None });
     let start = Start {
         name: "queue".to_owned(),
