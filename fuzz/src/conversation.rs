@@ -205,7 +205,7 @@ pub(super) fn run(input: &[u8]) {
 }
 
 /// Whether no more answers will come. A server that does not answer at all is a finding.
-fn is_end(error: &vfu::mock::client::ClientError) -> bool {
+pub(super) fn is_end(error: &vfu::mock::client::ClientError) -> bool {
     use vfu::mock::client::ClientError;
     assert!(!matches!(error, ClientError::Timeout(_)), "the server does not answer");
     assert!(!matches!(error, ClientError::Malformed { .. }), "{error}");

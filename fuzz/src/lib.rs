@@ -1,5 +1,5 @@
 //! Fuzz targets: what hostile bytes do to framing, VERSION, configuration space, windows, BARs, rings, virtio-blk and
-//! virtio-scsi requests, and to a whole endpoint; and to the JSON-RPC server.
+//! virtio-scsi requests, to a whole endpoint, and to an NVMe controller; and to the JSON-RPC server.
 //!
 //! A target takes bytes as its choices ([`choices::Choices`]) and panics when something is wrong. Two drivers call them:
 //! the program of this crate, for short runs and replays without any tool, and `fuzz/libfuzzer`, for long runs guided
@@ -13,6 +13,7 @@ mod desk;
 mod framing;
 mod front_door;
 mod function;
+mod nvme;
 mod rings;
 mod scsi;
 pub mod seeds;
@@ -42,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "scsi", run: scsi::run, len_max: 512 },
     Target { name: "framing", run: framing::run, len_max: 1024 },
     Target { name: "conversation", run: conversation::run, len_max: 1024 },
+    Target { name: "nvme", run: nvme::run, len_max: 1024 },
 ];
 
 /// The target of this name.

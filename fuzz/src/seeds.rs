@@ -31,6 +31,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "scsi" => (0..27_u8).map(|code| [&[0, code, 1, 0, 4, 0, 8], &bytes(code, 90)[..]].concat()).collect(),
         "conversation" => conversations(),
         "front_door" => requests(),
+        "nvme" => nvme(),
         _ => Vec::new(),
     }
 }
@@ -94,4 +95,16 @@ fn conversations() -> Vec<Vec<u8>> {
     .concat();
     let pseudo: Vec<u8> = (0_u32..512).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     vec![zeroes, every_command, running, pseudo]
+}
+
+fn nvme() -> Vec<Vec<u8>> {
+    let command = |opcode: u8| vec![1, 0, opcode, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let ring = vec![1, 5];
+    let every_command = [0].into_iter().chain((0..16).flat_map(command)).chain(ring.clone()).collect();
+    let queues = vec![1, 1, 11, 2, 11, 3, 11, 0, 5, 1, 5, 2, 8, 4, 0, 13, 0, 14, 3, 4, 0, 5];
+    let lists: Vec<u8> =
+        [0].into_iter().chain((0..6).flat_map(|nth| [1, 10, nth, 8, nth * 40, 0, nth, 0, nth])).collect();
+    let pseudo =
+        |from: u32| (from..from + 700).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    vec![every_command, queues, [lists, command(2), ring].concat(), pseudo(0), pseudo(5000), pseudo(90000)]
 }

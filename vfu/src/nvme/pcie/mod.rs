@@ -200,7 +200,7 @@ impl Poller for AdminPoller {
         }
         // A controller that is not enabled is looked at rarely: its first admin command follows a register write.
         self.looks = if device.is_enabled() { self.looks.saturating_add(1) } else { u32::MAX };
-        Park::Until(now.after(self.period * owner::periods(self.looks)))
+        Park::Until(now.after(self.period * owner::periods(self.looks, owner::ADMIN_DOUBLINGS)))
     }
 }
 

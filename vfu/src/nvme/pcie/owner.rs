@@ -31,12 +31,15 @@ use crate::{
 const COMMANDS_PER_PASS: u16 = 256;
 /// How often a sleeping queue is looked at whose doorbells are mapped.
 pub(super) const FALLBACK_PERIOD: Duration = Duration::from_millis(1);
-/// Looks without work after which the period doubles, up to eight times.
+/// Looks without work after which the period doubles.
 const LOOKS_PER_STEP: u32 = 64;
+/// How often it doubles: to eight times for an I/O queue, to 32 times for the admin queue, where nobody minds.
+const DOUBLINGS: u32 = 3;
+pub(super) const ADMIN_DOUBLINGS: u32 = 5;
 
 /// How long a queue that was looked at in vain so often sleeps, in periods.
-pub(super) fn periods(looks: u32) -> u64 {
-    1 << (looks / LOOKS_PER_STEP).min(3)
+pub(super) fn periods(looks: u32, doublings: u32) -> u64 {
+    1 << (looks / LOOKS_PER_STEP).min(doublings)
 }
 
 /// All that is needed to start a completion queue on another reactor.
@@ -458,7 +461,7 @@ impl Poller for Owner {
         // Even a client that maps them may trap for a while (QEMU, while an INTx is up), and then map again.
         if self.doorbells.is_mapped {
             self.looks = self.looks.saturating_add(1);
-            Park::Until(now.after(self.fallback * periods(self.looks)))
+            Park::Until(now.after(self.fallback * periods(self.looks, DOUBLINGS)))
         } else {
             Park::Wait
         }
