@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "all of it is a test, the steps that tests share too")]
 
+mod changes;
+mod firmware;
+
 use std::path::PathBuf;
 
 use ringside_tests::{Guest, Target};

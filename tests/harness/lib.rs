@@ -6,7 +6,7 @@
 mod guest;
 mod target;
 
-pub use guest::{Guest, Outcome};
+pub use guest::{Guest, Outcome, Running};
 pub use target::{RpcError, Target};
 
 use std::path::PathBuf;

@@ -61,6 +61,10 @@ pub(super) const METHODS: &[Method<Target>] = &[
         .bad_params(-32602, "'rpc_get_scheduler' requires no arguments")
         .help("Display currently set scheduler and its properties")
         .prints(Prints::Json),
+    Method::sync("framework_get_governor", "scheduler", get_governor)
+        .bad_params(-32602, "'rpc_get_governor' requires no arguments")
+        .help("Display currently set governor: none, frequencies are left to the kernel")
+        .prints(Prints::Json),
     Method::sync("scheduler_set_options", "scheduler", set_options)
         .states(States::Startup)
         .params(&[
@@ -161,6 +165,11 @@ fn modes(target: &Target) -> Vec<Entry> {
 
 fn whole_us(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// SPDK's answer where no governor is loaded, as with its own scheduler `static`.
+fn get_governor(_target: &Arc<Target>, _params: Params) -> Outcome {
+    Ok(json!({}))
 }
 
 fn invalid(errno: Errno) -> RpcError {

@@ -195,7 +195,10 @@ fn target_that_comes_and_goes_is_told_and_its_name_is_free_again() {
 
     host.add(0, "Malloc0");
     let came = driver.next_event().unwrap();
-    assert_eq!((came.event, came.reason, came.lun[1]), (event::TRANSPORT_RESET, event::RESCAN, 0));
+    assert_eq!(
+        (came.event, came.reason, came.lun),
+        (event::TRANSPORT_RESET, event::RESCAN, [1, 0, 0, 0, 0, 0, 0, 0])
+    );
     assert_eq!(good(&mut driver, &[0x12, 0, 0, 0, 96, 0], &[], 96)[0], 0);
     assert_eq!(host.targets.slot(0).err(), Some(TargetError::InUse(0)));
     assert_eq!(host.targets.slot(8).err(), Some(TargetError::Number(8)));

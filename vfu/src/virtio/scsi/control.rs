@@ -137,7 +137,9 @@ fn send_event(shared: &Shared, chain: &Chain, view: &View) -> Verdict {
     if let Some(happened) = happened {
         message = Event {
             event: happened.event,
-            lun: [1, happened.target, 0x40, 0, 0, 0, 0, 0],
+            // Not in the flat format of virtio 1.2, 5.6.6.1: Linux takes the two bytes for the number as they are, and QEMU
+            // gives it zero.
+            lun: [1, happened.target, 0, 0, 0, 0, 0, 0],
             reason: happened.reason,
         };
     }
