@@ -19,7 +19,7 @@ UNSAFE = {
     "bdev/tests/no_allocation.rs": "a counting allocator",
     "reactor/tests/no_alloc.rs": "a counting allocator",
     "reactor/src/clock.rs": "the time stamp counter",
-    "trace/src/words.rs": "mmap of the trace's file",
+    "reactor/trace/src/words.rs": "mmap of the trace's file",
     "reactor/tests/no_alloc.rs": "a counting allocator",
     "tgt/tests/sandbox.rs": "system calls that the sandbox refuses",
     "vfu/src/dma/mapping.rs": "mmap of client memory",

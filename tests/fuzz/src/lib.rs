@@ -2,7 +2,7 @@
 //! virtio-scsi requests, to a whole endpoint, and to an NVMe controller; and to the JSON-RPC server.
 //!
 //! A target takes bytes as its choices ([`choices::Choices`]) and panics when something is wrong. Two drivers call them:
-//! the program of this crate, for short runs and replays without any tool, and `fuzz/libfuzzer`, for long runs guided
+//! the program of this crate, for short runs and replays without any tool, and `tests/fuzz/libfuzzer`, for long runs guided
 //! by coverage (`scripts/fuzz`). Neither needs nightly Rust.
 
 mod blk;
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn every_seed_passes_its_target_and_is_written_for_the_fuzzers() {
-        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fuzz/corpus");
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fuzz/corpus");
         for target in TARGETS {
             let seeds = seeds::of(target.name);
             assert!(!seeds.is_empty(), "{} has no seeds", target.name);
