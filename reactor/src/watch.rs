@@ -59,6 +59,7 @@ struct Watched {
     /// Our own duplicate, so that the registration can be taken back whatever became of the caller's descriptor: a
     /// number that was closed and given out again would take back another's.
     fd: OwnedFd,
+    interest: Cell<Interest>,
 }
 
 /// The epoll set of one reactor.
@@ -95,7 +96,8 @@ impl WatchSet {
         let key = Key { index, generation };
         epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(key.pack()), interest.flags())?;
         // From here on nothing fails, so a refused registration leaves no trace.
-        let entry = Entry { generation, watched: Some(Watched { poller, fd }) };
+        let entry =
+            Entry { generation, watched: Some(Watched { poller, fd, interest: Cell::new(interest) }) };
         if reused.is_some() {
             self.free.borrow_mut().pop();
             entries[index as usize] = entry;
@@ -144,9 +146,15 @@ impl WatchSet {
         let entries = self.entries.borrow();
         let entry = &entries[key.index as usize];
         match &entry.watched {
+            // As it is mostly: sessions say what they wait for after every pass.
+            Some(watched) if entry.generation == key.generation && watched.interest.get() == interest => {
+                Ok(())
+            }
             Some(watched) if entry.generation == key.generation => {
                 let data = epoll::EventData::new_u64(key.pack());
-                Ok(epoll::modify(&self.epoll, &watched.fd, data, interest.flags())?)
+                epoll::modify(&self.epoll, &watched.fd, data, interest.flags())?;
+                watched.interest.set(interest);
+                Ok(())
             }
             _ => Err(io::ErrorKind::NotFound.into()),
         }
