@@ -29,7 +29,7 @@ use vfu::{
     virtio::{
         blk::{Blk, BlkSpec, Events},
         control::DoorbellMode,
-        transport::{MAX_QUEUES, TransportOptions, VirtioPci, vectors},
+        transport::{MAX_QUEUES, TransportOptions, VirtioPci},
     },
 };
 
@@ -133,7 +133,7 @@ fn blk(args: &Args, registry: &Registry) -> anyhow::Result<(u16, BuildModel)> {
     let model: BuildModel = Box::new(move |home, bus| {
         Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
     });
-    Ok((vectors(args.queues), model))
+    Ok((transport.vectors(args.queues), model))
 }
 
 fn nvme(args: &Args, registry: &Registry) -> anyhow::Result<(u16, BuildModel)> {

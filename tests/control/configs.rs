@@ -86,7 +86,7 @@ fn furnish_with_everything(target: &Target) {
         ("vfu_virtio_create_scsi_endpoint", json!({"name": "scsi", "num_io_queues": 2, "packed_ring": true})),
         ("vfu_virtio_scsi_add_target", json!({"name": "scsi", "scsi_target_num": 5, "bdev_name": "Pass"})),
         ("vfu_virtio_create_blk_endpoint", json!({"name": "blk", "bdev_name": "Delay", "num_queues": 3, "in_order": true,
-            "coalesce_count": 8, "coalesce_us": 50})),
+            "coalesce_count": 8, "coalesce_us": 50, "disable_msix": true})),
         ("reactor_set_mode", json!({"mode": "adaptive", "spin_us": 75})),
         ("framework_set_scheduler", json!({"name": "dynamic", "period": 400_000, "load_limit": 30})),
     ]);

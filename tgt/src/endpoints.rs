@@ -15,7 +15,7 @@ use vfu::{
     virtio::{
         blk::{Blk, BlkSpec, Events},
         scsi::{ReservationTable, Scsi, TargetError, Targets, spec::OWN_QUEUES},
-        transport::{MAX_QUEUES, TransportOptions, VirtioPci, vectors},
+        transport::{MAX_QUEUES, TransportOptions, VirtioPci},
     },
 };
 
@@ -256,7 +256,8 @@ impl Endpoints {
         let BlkOptions { name, bdev_name, cpumask, num_queues, qsize, transport } = options;
         let num_queues = num_queues.filter(|n| (1..=MAX_QUEUES).contains(n)).unwrap_or(DEFAULT_QUEUES);
         let queue_size = queue_size(qsize);
-        self.create(&name, cpumask.as_deref(), num_queues, call, || {
+        let vectors = transport.vectors(num_queues);
+        self.create(&name, cpumask.as_deref(), vectors, call, || {
             let events = Arc::new(Events::default());
             let descriptor = Arc::new(open(registry, &bdev_name, &events)?);
             let blk = BlkSpec { descriptor, events, num_queues, queue_size };
@@ -277,7 +278,8 @@ impl Endpoints {
         let most = MAX_QUEUES - OWN_QUEUES;
         let num_io_queues = num_io_queues.filter(|n| (1..=most).contains(n)).unwrap_or(most);
         let queue_size = queue_size(qsize);
-        self.create(&name, cpumask.as_deref(), num_io_queues + OWN_QUEUES, call, || {
+        let vectors = transport.vectors(num_io_queues + OWN_QUEUES);
+        self.create(&name, cpumask.as_deref(), vectors, call, || {
             let targets = Targets::default();
             let serial = uuid_of(&name);
             let scsi = Scsi::new(&targets, num_io_queues, queue_size, serial);
@@ -293,7 +295,7 @@ impl Endpoints {
         &self,
         name: &str,
         cpumask: Option<&str>,
-        num_queues: u16,
+        vectors: u16,
         call: Entry,
         make: impl FnOnce() -> Result<(BuildModel, Backend), EndpointError>,
     ) -> Result<oneshot::Receiver<()>, EndpointError> {
@@ -319,10 +321,10 @@ impl Endpoints {
             listener,
             reactors,
             group: group.clone(),
-            vectors: vectors(num_queues),
+            vectors,
             model,
         })?;
-        tracing::info!(endpoint = name, bdev = backend.bdev_name(), socket = %path.display(), num_queues, "endpoint created");
+        tracing::info!(endpoint = name, bdev = backend.bdev_name(), socket = %path.display(), vectors, "endpoint created");
         let (calls, base, order) = (vec![call], inner.base.clone(), inner.created);
         inner.created += 1;
         inner.by_name.insert(name.to_owned(), Endpoint { handle, group, backend, calls, base, order });

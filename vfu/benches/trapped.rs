@@ -21,7 +21,7 @@ use vfu::{
     endpoint::{self, Listener, Spec},
     virtio::{
         blk::{Blk, BlkSpec, Events},
-        transport::{TransportOptions, VirtioPci, vectors},
+        transport::{TransportOptions, VirtioPci},
     },
     wire::{
         spec::{Command, HEADER_LEN, Header, RegionAccess},
@@ -64,7 +64,7 @@ impl Rig {
             listener: Listener::bind(&path, 0o600).expect("a socket of our own"),
             reactors: vec![reactor.handle()],
             group: Group::new("bench", CoreMask::of(0)),
-            vectors: vectors(2),
+            vectors: TransportOptions::default().vectors(2),
             model: Box::new(move |home, bus| {
                 let options = TransportOptions::default();
                 Box::new(VirtioPci::new(Blk::new(blk), options, home.clone(), Arc::clone(bus)))

@@ -16,8 +16,9 @@ pub struct Function {
     config: ConfigSpace,
     /// The MSI-X table. Clients keep their own and tell us by SET_IRQS; this is what they read back.
     msix_table: Vec<u8>,
-    msix_table_bar: u8,
-    msix_pba_bar: u8,
+    /// Without vectors there is neither BAR.
+    msix_table_bar: Option<u8>,
+    msix_pba_bar: Option<u8>,
     /// The client has set the memory bit at least once. SPDK's initiators never do, and are served all the same.
     memory_bit_used: bool,
     bus: Arc<Bus>,
@@ -44,11 +45,12 @@ impl Function {
     pub fn new(bus: Arc<Bus>, model: Box<dyn DeviceModel>) -> Self {
         let layout = model.layout();
         let msix_table = masked_vectors(layout.vectors);
+        let with_vectors = |bar| (layout.vectors > 0).then_some(bar);
         Self {
             config: layout.config_space(),
             msix_table,
-            msix_table_bar: layout.msix_table_bar,
-            msix_pba_bar: layout.msix_pba_bar,
+            msix_table_bar: with_vectors(layout.msix_table_bar),
+            msix_pba_bar: with_vectors(layout.msix_pba_bar),
             memory_bit_used: false,
             bus,
             model,
@@ -78,10 +80,10 @@ impl Function {
         match index {
             region::CONFIG => regs::CONFIG_LEN as u64,
             index if index < region::NUM_BARS => {
-                if index == u32::from(self.msix_table_bar) {
+                if Some(index) == self.msix_table_bar.map(u32::from) {
                     return msix_bar_size(self.msix_table.len());
                 }
-                if index == u32::from(self.msix_pba_bar) {
+                if Some(index) == self.msix_pba_bar.map(u32::from) {
                     return msix_bar_size(self.msix_table.len() / regs::MSIX_ENTRY_LEN / 8);
                 }
                 self.model.layout().bars[index as usize].map_or(0, |bar| u64::from(bar.size))
@@ -110,9 +112,9 @@ impl Function {
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
         if self.memory_off() {
             data.fill(0xff);
-        } else if bar == self.msix_table_bar {
+        } else if Some(bar) == self.msix_table_bar {
             copy_padded(&self.msix_table, offset, data);
-        } else if bar == self.msix_pba_bar {
+        } else if Some(bar) == self.msix_pba_bar {
             let bits: Vec<u8> = (0..self.msix_table.len() / regs::MSIX_ENTRY_LEN)
                 .collect::<Vec<_>>()
                 .chunks(8)
@@ -139,10 +141,10 @@ impl Function {
     }
 
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) {
-        if self.memory_off() || bar == self.msix_pba_bar {
+        if self.memory_off() || Some(bar) == self.msix_pba_bar {
             return;
         }
-        if bar == self.msix_table_bar {
+        if Some(bar) == self.msix_table_bar {
             let len = self.msix_table.len();
             let at = usize::try_from(offset).unwrap_or(len).min(len);
             let n = data.len().min(len - at);

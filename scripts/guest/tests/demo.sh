@@ -3,6 +3,7 @@
 #
 # DEVICE        the disk (default: the only one)
 # JOB_SECONDS   of each job (default 3)
+# JOBS          names of the jobs to run, between blanks (default: all)
 # shellcheck shell=sh source-path=SCRIPTDIR source=../cases.sh
 . /lib/cases.sh
 
@@ -12,6 +13,7 @@ dmesg -n 1 # no kernel message amid the JSON
 echo "DISK-SIZE $(blockdev --getsize64 "$DEVICE")"
 
 job() { # NAME RW BLOCK_SIZE DEPTH
+    case " ${JOBS:-$1} " in *" $1 "*) ;; *) return ;; esac
     fio --name="$1" --filename="$DEVICE" --ioengine=libaio --direct=1 --rw="$2" --bs="$3" --iodepth="$4" \
         --time_based --runtime="${JOB_SECONDS:-3}" --output-format=json --eta=never --output=/tmp/result 2>/tmp/errors
     rc=$?

@@ -1,5 +1,5 @@
-# A disk that is plugged in while the guest runs, used, unplugged under load, and plugged in again. Whoever runs this watches
-# the console for "PLUG n" and "UNPLUG n", and does so by QMP. DESTROYS what is on the disk.
+# A disk that is plugged in while the guest runs, used, unplugged under load, and plugged in again, three times. Whoever runs
+# this watches the console for "PLUG n" and "UNPLUG n", and does so by QMP. DESTROYS what is on the disk.
 # shellcheck shell=sh source-path=SCRIPTDIR
 # shellcheck disable=SC2317 # run_case calls what looks unreachable
 # shellcheck source=../cases.sh
@@ -27,9 +27,15 @@ takes_requests() {
 start_load() {
     fio --name=load --filename="$DEVICE" --ioengine=libaio --direct=1 --rw=randread --bs=64k --iodepth=16 --size=16m \
         --time_based --runtime=60 >/dev/null 2>&1 &
+    load=$!
+}
+# fio takes a disk that is gone for one at its end, and goes on; while it holds it open, the next one gets another name.
+stop_load() {
+    kill "$load"
+    wait "$load" || true
 }
 
-for round in 1 2; do
+for round in 1 2 3; do
     echo "PLUG $round"
     run_case "appears_$round" appears
     run_case "takes_requests_$round" takes_requests
@@ -37,5 +43,8 @@ for round in 1 2; do
     sleep 1
     echo "UNPLUG $round"
     run_case "vanishes_$round" vanishes
+    stop_load
+    # Linux takes no notice of a slot for a second after it has switched it off (drivers/pci/hotplug/pciehp_ctrl.c).
+    sleep 3
 done
 finish_cases

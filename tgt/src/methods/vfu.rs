@@ -57,6 +57,13 @@ const COALESCE_COUNT: Param = Param::optional(
 const COALESCE_US: Param =
     Param::optional("coalesce_us", Kind::U32, "off", "hold interrupts back for so many microseconds at most")
         .cli(Cli::Option("--coalesce-us"));
+const DISABLE_MSIX: Param = Param::optional(
+    "disable_msix",
+    Kind::Bool,
+    "false",
+    "interrupts by the pin alone; QEMU up to 11.1 can then unplug the device",
+)
+.cli(Cli::Flag("--disable-msix"));
 
 pub(super) const METHODS: &[Method<Target>] = &[
     Method::sync("vfu_tgt_set_base_path", "vfu", set_base_path)
@@ -77,6 +84,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
             IN_ORDER,
             COALESCE_COUNT,
             COALESCE_US,
+            DISABLE_MSIX,
         ])
         .bad_params(INVALID.0, INVALID.1)
         .help("Create virtio-blk endpoint")
@@ -93,6 +101,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
             IN_ORDER,
             COALESCE_COUNT,
             COALESCE_US,
+            DISABLE_MSIX,
         ])
         .bad_params(INVALID.0, INVALID.1)
         .help("Create virtio-scsi endpoint")
@@ -166,6 +175,7 @@ struct Common {
     in_order: Option<bool>,
     coalesce_count: Option<u16>,
     coalesce_us: Option<u32>,
+    disable_msix: Option<bool>,
 }
 
 /// How long an interrupt is held back when only a count is given.
@@ -193,6 +203,7 @@ impl Common {
             packed_ring: self.packed_ring.unwrap_or(false),
             in_order: self.in_order.unwrap_or(false),
             moderation: moderation(self.coalesce_count, self.coalesce_us),
+            disable_msix: self.disable_msix.unwrap_or(false),
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     virtio::{
         blk::{Blk, BlkSpec, Events},
         control::DoorbellMode,
-        transport::{TransportOptions, VirtioPci, vectors},
+        transport::{TransportOptions, VirtioPci},
     },
 };
 
@@ -130,7 +130,7 @@ impl Server {
             name,
             listener: Listener::bind(socket, SOCKET_MODE).expect("a socket of our own"),
             reactors: self.reactors.clone(),
-            vectors: vectors(num_queues),
+            vectors: transport.vectors(num_queues),
             model: Box::new(move |home, bus| {
                 Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
             }),

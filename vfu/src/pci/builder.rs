@@ -44,7 +44,7 @@ pub struct Layout {
     pub identity: Identity,
     /// Its BARs.
     pub bars: [Option<Bar>; 6],
-    /// MSI-X vectors.
+    /// MSI-X vectors; with none, there is no such capability and neither of its BARs.
     pub vectors: u16,
     /// BAR that holds nothing but the MSI-X table.
     pub msix_table_bar: u8,

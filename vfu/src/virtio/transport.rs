@@ -48,12 +48,6 @@ const ISR_CONFIG: u8 = 2;
 pub const MAX_QUEUES: u16 = 64;
 const _: () = assert!(MAX_QUEUES as u64 * NOTIFY_MULTIPLIER as u64 <= WINDOW);
 
-/// MSI-X vectors of a device with so many queues: one each, and one for configuration changes.
-#[must_use]
-pub fn vectors(num_queues: u16) -> u16 {
-    num_queues + 1
-}
-
 /// One queue, as the driver sets it up.
 #[derive(Debug, Default)]
 struct Queue {
@@ -96,6 +90,16 @@ pub struct TransportOptions {
     pub in_order: bool,
     /// How interrupts are held back, if they are.
     pub moderation: Option<Moderation>,
+    /// No MSI-X capability: the pin is all there is. QEMU up to 11.1 cannot take a device apart that has one.
+    pub disable_msix: bool,
+}
+
+impl TransportOptions {
+    /// MSI-X vectors of a device with so many queues: one each, and one for configuration changes.
+    #[must_use]
+    pub fn vectors(&self, num_queues: u16) -> u16 {
+        if self.disable_msix { 0 } else { num_queues + 1 }
+    }
 }
 
 impl From<DoorbellMode> for TransportOptions {
@@ -140,11 +144,14 @@ fn structure(kind: u8, offset: u64, len: u64, more: &[u8]) -> VendorCap {
     VendorCap { body, writable: vec![] }
 }
 
-fn layout<D: VirtioDevice>(device: &D) -> Layout {
+fn layout<D: VirtioDevice>(device: &D, options: TransportOptions) -> Layout {
     let id = device.id();
+    let vectors = options.vectors(device.num_queues());
     let mut bars = [None; 6];
-    bars[usize::from(MSIX_TABLE_BAR)] = Some(Bar { size: 0x1000, wide: false });
-    bars[usize::from(MSIX_PBA_BAR)] = Some(Bar { size: 0x1000, wide: false });
+    if vectors > 0 {
+        bars[usize::from(MSIX_TABLE_BAR)] = Some(Bar { size: 0x1000, wide: false });
+        bars[usize::from(MSIX_PBA_BAR)] = Some(Bar { size: 0x1000, wide: false });
+    }
     bars[usize::from(BAR)] = Some(Bar { size: BAR_LEN, wide: false });
     let mut window = structure(cap::PCI_CFG, 0, 0, &[0; 4]);
     // bar, offset, length and data are the driver's to write (virtio 1.2, 4.1.4.9).
@@ -161,7 +168,7 @@ fn layout<D: VirtioDevice>(device: &D) -> Layout {
             class: device.class(),
         },
         bars,
-        vectors: vectors(device.num_queues()),
+        vectors,
         msix_table_bar: MSIX_TABLE_BAR,
         msix_pba_bar: MSIX_PBA_BAR,
         vendor_caps: vec![
@@ -183,7 +190,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         device.attach(home.waker.clone());
         let notify_page = (mode == DoorbellMode::Mapped).then(notify_page).flatten();
         let mut new = Self {
-            layout: layout(&device),
+            layout: layout(&device, options),
             queues: (0..device.num_queues()).map(|_| Queue::default()).collect(),
             registers: Registers::default(),
             device,

@@ -7,9 +7,13 @@ use vfu::{
         blk::{BlkOptions, Io},
         client::Client,
         memory::{Memory, REGION_ALIGN},
+        server::DiskOptions,
         transport::{Kicks, Transport},
     },
-    virtio::spec::{blk::kind, status},
+    virtio::{
+        spec::{blk::kind, status},
+        transport::TransportOptions,
+    },
     wire::spec::{RegionWriteEntry, irq, irq_set_flags, region, region_flags},
 };
 
@@ -56,6 +60,20 @@ fn info_says_what_regions_and_interrupts_there_are() {
     );
     let counts: Vec<u32> = (0..5).map(|index| client.irq_info(index).unwrap().count).collect();
     assert_eq!(counts, [1, 0, 5, 1, 1]);
+}
+
+#[test]
+fn device_without_msix_has_no_vectors_and_neither_of_their_bars() {
+    let mut rig = Rig::new();
+    rig.malloc("Malloc0", 512, 1);
+    let transport = TransportOptions { disable_msix: true, ..TransportOptions::default() };
+    rig.serve("disk", &DiskOptions { transport, ..DiskOptions::new("Malloc0") });
+    let mut client = rig.client("disk");
+    let sizes: Vec<u64> = (0..9).map(|index| client.region_info(index).unwrap().info.size).collect();
+    assert_eq!(sizes, [0, 0, 0, 0, 0x4000, 0, 0, 0x1000, 0]);
+    let counts: Vec<u32> = (0..5).map(|index| client.irq_info(index).unwrap().count).collect();
+    assert_eq!(counts, [1, 0, 0, 1, 1]);
+    assert_eq!(Transport::new(client, Kicks::Auto).unwrap().function.msix, None);
 }
 
 #[test]

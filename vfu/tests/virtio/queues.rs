@@ -26,6 +26,7 @@ const ALL: TransportOptions = TransportOptions {
     packed_ring: true,
     in_order: true,
     moderation: None,
+    disable_msix: false,
 };
 
 /// Writes and reads back on every queue, several requests at a time, more than once round the ring.

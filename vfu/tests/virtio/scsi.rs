@@ -20,7 +20,7 @@ use vfu::{
             ReservationTable, Scsi, TargetError, Targets,
             spec::{control::tmf, event, response, status},
         },
-        transport::{TransportOptions, VirtioPci, vectors},
+        transport::{TransportOptions, VirtioPci},
     },
 };
 
@@ -63,7 +63,7 @@ fn serve(rig: &mut Rig, name: &str, targets: &Targets) {
         listener: Listener::bind(&rig.path(name), 0o600).unwrap(),
         reactors,
         group: Group::new(name, mask),
-        vectors: vectors(4),
+        vectors: transport.vectors(4),
         model: Box::new(move |home, bus| {
             Box::new(VirtioPci::new(scsi, transport, home.clone(), Arc::clone(bus)))
         }),
