@@ -64,7 +64,12 @@ pub trait Channel {
     /// The bdev is being removed: what waits for something that may never come ends now.
     fn removed(&mut self) {}
 
-    /// Tells the time in ticks, at the start of a pass, to types that wait.
+    /// Whether it wants to be told the time: types that wait do. Constant.
+    fn wants_time(&self) -> bool {
+        false
+    }
+
+    /// Tells the time in ticks, at the start of a pass, to types that want it.
     fn set_now(&mut self, tick: u64) {
         let _ = tick;
     }

@@ -114,14 +114,14 @@ impl ChannelHistogram {
         Arc::new(ChannelHistogram { spec, buckets: (0..spec.len()).map(|_| AtomicU64::new(0)).collect() })
     }
 
-    /// Counts a request. Writer only.
+    /// Counts requests that took so long each. Writer only.
     #[inline]
-    pub(crate) fn tally(&self, kind: OpKind, ticks: u64) {
+    pub(crate) fn tally(&self, kind: OpKind, ticks: u64, ops: u64) {
         if self.spec.kind.is_some_and(|only| only != kind) {
             return;
         }
         if let Some(bucket) = self.buckets.get(self.spec.index(ticks)) {
-            bucket.store(bucket.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            bucket.store(bucket.load(Ordering::Relaxed) + ops, Ordering::Relaxed);
         }
     }
 }
@@ -248,9 +248,9 @@ mod tests {
         all.enable(Some(HistogramSpec::new(Some("read"), None, None, None).unwrap()));
         let (one, two) = (all.open().unwrap(), all.open().unwrap());
 
-        one.tally(OpKind::Read, clock::us_to_ticks(20));
-        two.tally(OpKind::Read, clock::us_to_ticks(200));
-        two.tally(OpKind::Write, clock::us_to_ticks(200));
+        one.tally(OpKind::Read, clock::us_to_ticks(20), 1);
+        two.tally(OpKind::Read, clock::us_to_ticks(200), 1);
+        two.tally(OpKind::Write, clock::us_to_ticks(200), 1);
         drop((one, two));
         let _later = all.open();
 

@@ -1,53 +1,62 @@
-//! A ring of finished requests, for types that are done as soon as they are asked.
+//! A queue of finished requests, for types that are done as soon as they are asked.
 //!
 //! A channel must not complete within submit; it notes the completion here and the next reap hands it out.
 //! Fixed capacity, no allocation after construction.
 
 use crate::{Completion, Rejected};
 
-pub(crate) struct ReadyRing {
-    ring: Box<[Completion]>,
-    head: usize,
-    len: usize,
+/// Those that wait lie in one piece, from `start` to `end`: what is taken and what is put are one copy. Nearly always all
+/// are taken, and the piece begins at the front again.
+pub(crate) struct ReadyQueue {
+    slots: Box<[Completion]>,
+    start: usize,
+    end: usize,
 }
 
-impl ReadyRing {
-    pub(crate) fn new(depth: u16) -> ReadyRing {
-        // A power of two, so that wrapping is a mask.
-        let capacity = usize::from(depth).next_power_of_two();
-        ReadyRing { ring: vec![Completion::EMPTY; capacity].into_boxed_slice(), head: 0, len: 0 }
+impl ReadyQueue {
+    pub(crate) fn new(depth: u16) -> ReadyQueue {
+        let slots = vec![Completion::EMPTY; usize::from(depth)].into_boxed_slice();
+        ReadyQueue { slots, start: 0, end: 0 }
     }
 
     #[inline]
     pub(crate) fn push(&mut self, completion: Completion) -> Result<(), Rejected> {
-        if self.len == self.ring.len() {
+        if self.end == self.slots.len() && !self.move_to_front() {
             return Err(Rejected::Full);
         }
-        let at = (self.head + self.len) & (self.ring.len() - 1);
-        self.ring[at] = completion;
-        self.len += 1;
+        self.slots[self.end] = completion;
+        self.end += 1;
         Ok(())
+    }
+
+    /// Makes room at the end; false if there is none.
+    #[cold]
+    fn move_to_front(&mut self) -> bool {
+        self.slots.copy_within(self.start..self.end, 0);
+        self.end -= std::mem::take(&mut self.start);
+        !self.is_full()
     }
 
     #[inline]
     pub(crate) fn pop_into(&mut self, done: &mut [Completion]) -> usize {
-        let n = self.len.min(done.len());
-        let mask = self.ring.len() - 1;
-        for (i, slot) in done[..n].iter_mut().enumerate() {
-            *slot = self.ring[(self.head + i) & mask];
+        let n = self.len().min(done.len());
+        for (to, from) in done.iter_mut().zip(&self.slots[self.start..self.start + n]) {
+            *to = *from;
         }
-        self.head = (self.head + n) & mask;
-        self.len -= n;
+        self.start += n;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
         n
     }
 
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.end - self.start
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.len == self.ring.len()
+        self.len() == self.slots.len()
     }
 }
 
@@ -61,22 +70,28 @@ mod tests {
     }
 
     #[test]
-    fn completions_come_out_in_order_across_the_wrap() {
-        let mut ring = ReadyRing::new(4);
+    fn completions_come_out_in_order_when_not_all_are_taken() {
+        let mut queue = ReadyQueue::new(4);
         let mut done = [Completion::EMPTY; 3];
         for n in 0..3 {
-            ring.push(completion(n)).unwrap();
+            queue.push(completion(n)).unwrap();
         }
-        assert_eq!(ring.pop_into(&mut done), 3);
+        assert_eq!(queue.pop_into(&mut done), 3);
         for n in 3..7 {
-            ring.push(completion(n)).unwrap();
+            queue.push(completion(n)).unwrap();
         }
 
-        assert_eq!(ring.push(completion(9)), Err(Rejected::Full));
-        assert_eq!(ring.pop_into(&mut done), 3);
+        assert_eq!(queue.push(completion(9)), Err(Rejected::Full));
+        assert_eq!(queue.pop_into(&mut done), 3);
         assert_eq!(done.map(|c| c.token.0), [3, 4, 5]);
-        assert_eq!(ring.pop_into(&mut done), 1);
-        assert_eq!(done[0], completion(6));
-        assert_eq!(ring.len(), 0);
+        for n in 7..10 {
+            queue.push(completion(n)).unwrap();
+        }
+        assert_eq!(queue.push(completion(10)), Err(Rejected::Full));
+        assert_eq!(queue.pop_into(&mut done), 3);
+        assert_eq!(done.map(|c| c.token.0), [6, 7, 8]);
+        assert_eq!(queue.pop_into(&mut done), 1);
+        assert_eq!(done[0], completion(9));
+        assert_eq!(queue.len(), 0);
     }
 }

@@ -18,6 +18,7 @@ pub struct Token(pub u32);
 /// is a compile error in every type until it has an answer there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
+#[repr(u8)] // Tagged as `OpKind` is, so that the kind is a load.
 pub enum Op {
     /// Fill the vectors from the medium.
     Read,

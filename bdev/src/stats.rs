@@ -126,44 +126,26 @@ pub(crate) struct ChannelCounters {
     in_flight: AtomicU32,
 }
 
-/// Requests of one kind that ended well one after the other: summed up before they are counted, as most are alike.
-#[derive(Debug)]
+/// Requests that ended well one after the other, and are alike: of one kind and length, and of one pass, as most of a
+/// batch are. They are counted together.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Run {
-    kind: OpKind,
-    ops: u64,
-    bytes: u64,
-    ticks: u64,
-    ticks_max: u64,
-    ticks_min: u64,
-}
-
-impl Default for Run {
-    /// None yet.
-    #[inline]
-    fn default() -> Run {
-        Run { kind: OpKind::Read, ops: 0, bytes: 0, ticks: 0, ticks_max: 0, ticks_min: u64::MAX }
-    }
+    pub(crate) kind: OpKind,
+    pub(crate) bytes: u64,
+    pub(crate) submitted: u64,
+    pub(crate) ops: u64,
 }
 
 impl Run {
-    /// The first of a run.
-    #[inline]
-    pub(crate) fn of(kind: OpKind, bytes: u64, ticks: u64) -> Run {
-        Run { kind, ops: 1, bytes, ticks, ticks_max: ticks, ticks_min: ticks }
-    }
+    /// None yet.
+    pub(crate) const EMPTY: Run = Run { kind: OpKind::Read, bytes: 0, submitted: 0, ops: 0 };
 
-    /// Adds one; false where it is of another kind.
-    #[inline]
-    pub(crate) fn add(&mut self, kind: OpKind, bytes: u64, ticks: u64) -> bool {
-        if kind != self.kind {
-            return false;
-        }
-        self.ops += 1;
-        self.bytes = self.bytes.wrapping_add(bytes);
-        self.ticks = self.ticks.wrapping_add(ticks);
-        self.ticks_max = self.ticks_max.max(ticks);
-        self.ticks_min = self.ticks_min.min(ticks);
-        true
+    /// Adds one if it is like those before.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, kind: OpKind, bytes: u64, submitted: u64) -> bool {
+        let is_alike = self.submitted == submitted && self.bytes == bytes && self.kind == kind;
+        self.ops += u64::from(is_alike);
+        is_alike
     }
 }
 
@@ -185,21 +167,18 @@ impl ChannelCounters {
         counters
     }
 
-    /// Counts requests that ended well. Writer only.
+    /// Counts requests that ended well, after so many ticks each. Writer only.
     #[inline]
-    pub(crate) fn count_run(&self, run: &Run) {
-        if run.ops == 0 {
-            return;
-        }
+    pub(crate) fn count_run(&self, run: &Run, ticks: u64) {
         let k = &self.kinds[run.kind as usize];
         bump(&k.ops, run.ops);
-        bump(&k.bytes, run.bytes);
-        bump(&k.latency_ticks, run.ticks);
-        if run.ticks_max > k.latency_ticks_max.load(Ordering::Relaxed) {
-            k.latency_ticks_max.store(run.ticks_max, Ordering::Relaxed);
+        bump(&k.bytes, run.bytes.wrapping_mul(run.ops));
+        bump(&k.latency_ticks, ticks.wrapping_mul(run.ops));
+        if ticks > k.latency_ticks_max.load(Ordering::Relaxed) {
+            k.latency_ticks_max.store(ticks, Ordering::Relaxed);
         }
-        if run.ticks_min < k.latency_ticks_min.load(Ordering::Relaxed) {
-            k.latency_ticks_min.store(run.ticks_min, Ordering::Relaxed);
+        if ticks < k.latency_ticks_min.load(Ordering::Relaxed) {
+            k.latency_ticks_min.store(ticks, Ordering::Relaxed);
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::request_limits::Limits;
 use crate::iobuf::{self, Buffer};
-use crate::ready::ReadyRing;
+use crate::ready::ReadyQueue;
 use crate::{
     BdevInfo, Channel, Completion, IoVec, MAX_SEGMENTS, Op, OpKind, Rejected, Request, Status, Token,
 };
@@ -57,7 +57,7 @@ pub(super) struct Cutter {
     children: Box<[Child]>,
     /// Vectors of the child that is being made.
     pieces: Vec<IoVec>,
-    ended: ReadyRing,
+    ended: ReadyQueue,
     active: usize,
     /// Children sent down and not kicked yet.
     is_dirty: bool,
@@ -124,7 +124,7 @@ impl Cutter {
             parents: (0..depth.min(PARENTS_MAX)).map(|_| parent()).collect(),
             children: (0..CHILDREN).map(|_| child()).collect(),
             pieces: Vec::with_capacity(MAX_SEGMENTS as usize),
-            ended: ReadyRing::new(depth.min(PARENTS_MAX)),
+            ended: ReadyQueue::new(depth.min(PARENTS_MAX)),
             active: 0,
             is_dirty: false,
         }

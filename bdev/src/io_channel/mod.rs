@@ -66,8 +66,8 @@ pub struct IoChannel {
     /// Bit n: the kind with discriminant n is supported, and allowed through this descriptor.
     allowed: u8,
     supported: u8,
-    /// Completions may come from elsewhere than the type.
-    cuts: bool,
+    /// Neither a share nor a cutter stands between the caller and the type.
+    is_plain: bool,
     seen: u32,
     limits: Limits,
     max_segments: usize,
@@ -77,8 +77,8 @@ pub struct IoChannel {
     share: Option<Box<Share>>,
     histogram: Option<Arc<ChannelHistogram>>,
     watch: Option<Box<Watch>>,
-    /// There is a share or a watch, which want to know the time.
-    has_clocked: bool,
+    /// The type wants to know the time, or there is a share or a watch, which do.
+    is_timed: bool,
     info: Arc<BdevInfo>,
     gate: Arc<Gate>,
     counters: Arc<ChannelCounters>,
@@ -120,7 +120,7 @@ impl IoChannel {
             in_flight: 0,
             allowed,
             supported,
-            cuts: cutter.is_some(),
+            is_plain: false,
             seen: gate.word(),
             limits,
             max_segments: info.max_segments.min(MAX_SEGMENTS) as usize,
@@ -129,7 +129,7 @@ impl IoChannel {
             share: None,
             histogram: None,
             watch: None,
-            has_clocked: false,
+            is_timed: false,
             info,
             gate,
             counters,
@@ -162,15 +162,15 @@ impl IoChannel {
         if self.gate.word() != self.seen {
             self.refresh();
         }
-        if self.has_clocked {
-            self.set_now_of_services(tick);
+        if self.is_timed {
+            self.tell_time(tick);
         }
-        self.inner.set_now(tick);
     }
 
-    /// Of those that few bdevs have: a channel without them looks at one flag a pass.
-    #[cold]
-    fn set_now_of_services(&mut self, tick: u64) {
+    /// Few bdevs have anything that goes by the clock: a channel without it looks at one flag a pass.
+    #[inline(never)]
+    fn tell_time(&mut self, tick: u64) {
+        self.inner.set_now(tick);
         if let Some(share) = &mut self.share {
             share.set_now(tick);
         }
@@ -193,32 +193,24 @@ impl IoChannel {
         self.share = services.share(self.share.take(), self.now);
         self.histogram = services.histogram(self.histogram.take());
         self.watch = services.watch(self.watch.take(), self.slots.len());
-        self.has_clocked = self.share.is_some() || self.watch.is_some();
+        self.is_timed = self.share.is_some() || self.watch.is_some() || self.inner.wants_time();
+        self.is_plain = self.share.is_none() && self.cutter.is_none();
         if self.gate.removed() {
+            self.allowed = 0;
             self.inner.removed();
         }
     }
 
     /// Takes one request, or says why not. See [`Channel::submit`].
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, req: &Request<'_>) -> Result<(), Rejected> {
         let kind = req.op.kind();
-        if self.in_flight as usize == self.slots.len() {
-            return Err(Rejected::Full);
-        }
-        let (bytes, exceeds) = match self.check(req, kind) {
-            Ok(checked) => checked,
-            Err(status) => return Err(self.refuse(status)),
+        let bytes = match self.check(req, kind) {
+            Ok(bytes) => bytes,
+            Err(status) => return Err(self.refused(status)),
         };
-        if let Some(share) = &mut self.share
-            && !share.admit(kind, bytes)
-        {
-            return Err(Rejected::Full);
-        }
-        let submitted = match &mut self.cutter {
-            Some(cutter) if exceeds => cutter.submit(self.inner.as_mut(), req),
-            _ => self.inner.submit(req),
-        };
+        let submitted =
+            if self.is_plain { self.inner.submit(req) } else { self.submit_to_services(req, kind, bytes) };
         match submitted {
             Ok(()) => {
                 // check() has looked the slot up; the bound is known here.
@@ -230,19 +222,39 @@ impl IoChannel {
                 POINTS.record(IO_START, io, [kind as u64, req.lba, req.blocks, 0]);
                 Ok(())
             }
-            Err(rejected) => Err(self.rejected(rejected, kind, bytes)),
+            Err(rejected) => Err(self.rejected(rejected)),
         }
     }
 
-    #[cold]
-    fn rejected(&mut self, rejected: Rejected, kind: OpKind, bytes: u64) -> Rejected {
-        if let Some(share) = &mut self.share {
+    /// Past the limit of the bdev, and in pieces where it is more than the type takes at once.
+    fn submit_to_services(&mut self, req: &Request<'_>, kind: OpKind, bytes: u64) -> Result<(), Rejected> {
+        if self.share.as_mut().is_some_and(|share| !share.admit(kind, bytes)) {
+            return Err(Rejected::Full);
+        }
+        let submitted = match &mut self.cutter {
+            Some(cutter) if kind.has_data() && self.limits.exceeds(&self.info, req) => {
+                cutter.submit(self.inner.as_mut(), req)
+            }
+            _ => self.inner.submit(req),
+        };
+        if let (Err(_), Some(share)) = (submitted, &mut self.share) {
             share.refund(kind, bytes);
         }
+        submitted
+    }
+
+    #[cold]
+    fn rejected(&mut self, rejected: Rejected) -> Rejected {
         match rejected {
             Rejected::Full => Rejected::Full,
             Rejected::Failed(status) => self.refuse(status),
         }
+    }
+
+    /// While nothing is free, no token can be right.
+    #[cold]
+    fn refused(&mut self, status: Status) -> Rejected {
+        if self.in_flight as usize == self.slots.len() { Rejected::Full } else { self.refuse(status) }
     }
 
     #[cold]
@@ -251,23 +263,18 @@ impl IoChannel {
         Rejected::Failed(status)
     }
 
-    /// Everything that must hold before a type sees the request. Returns its length in bytes, and whether it is more
-    /// than the type takes at once.
-    #[inline]
-    fn check(&self, req: &Request<'_>, kind: OpKind) -> Result<(u64, bool), Status> {
-        if self.gate.removed() {
-            return Err(Status::Removed);
-        }
-        let bit = 1u8 << kind as u8;
-        if self.allowed & bit == 0 {
-            return Err(if self.supported & bit == 0 { Status::Unsupported } else { Status::ReadOnly });
+    /// Everything that must hold before a type sees the request. Returns its length in bytes.
+    #[inline(always)]
+    fn check(&self, req: &Request<'_>, kind: OpKind) -> Result<u64, Status> {
+        if self.allowed & (1u8 << kind as u8) == 0 {
+            return Err(self.why_not(kind));
         }
         match self.slots.get(req.token.0 as usize) {
             Some(slot) if slot.kind.is_none() => {}
             _ => return Err(Status::Invalid),
         }
         if kind == OpKind::Flush {
-            return if req.iov.is_empty() { Ok((0, false)) } else { Err(Status::Invalid) };
+            return if req.iov.is_empty() { Ok(0) } else { Err(Status::Invalid) };
         }
         let num_blocks = self.info.num_blocks();
         if req.blocks > num_blocks || req.lba > num_blocks - req.blocks {
@@ -275,29 +282,24 @@ impl IoChannel {
         }
         // No overflow: the whole bdev's length fits 64 bits, or it could not have been registered.
         let bytes = req.blocks * self.block_size;
-        if kind.has_data() {
-            if req.iov.len() > self.max_segments {
-                return Err(Status::Invalid);
-            }
-            let mut sum = 0u64;
-            let mut address_bits = 0usize;
-            for v in req.iov {
-                // Vectors are at most 2^63 long and at most 2^32 of them: saturating is the only overflow
-                // there is.
-                sum = sum.saturating_add(v.len() as u64);
-                address_bits |= v.as_ptr().addr() | v.len();
-            }
-            if sum != bytes {
-                return Err(Status::Invalid);
-            }
-            // Of the types in memory none has limits: they skip this.
-            let exceeds = self.cuts && self.limits.exceeds(&self.info, req.lba, req.blocks, address_bits);
-            return Ok((bytes, exceeds));
+        let covered = match req.iov {
+            // Nearly always; every type takes one.
+            [only] => only.len() as u64,
+            many if many.len() > self.max_segments => return Err(Status::Invalid),
+            // Vectors are at most 2^63 long and at most 2^32 of them: saturating is the only overflow there is.
+            many => many.iter().fold(0, |sum: u64, v| sum.saturating_add(v.len() as u64)),
+        };
+        let fits = if kind.has_data() { covered == bytes } else { req.iov.is_empty() };
+        if fits { Ok(bytes) } else { Err(Status::Invalid) }
+    }
+
+    #[cold]
+    fn why_not(&self, kind: OpKind) -> Status {
+        match self.supported & (1u8 << kind as u8) {
+            _ if self.gate.removed() => Status::Removed,
+            0 => Status::Unsupported,
+            _ => Status::ReadOnly,
         }
-        if !req.iov.is_empty() {
-            return Err(Status::Invalid);
-        }
-        Ok((bytes, false))
     }
 
     /// Sends on what was submitted in this pass. See [`Channel::kick`].
@@ -322,8 +324,12 @@ impl IoChannel {
         {
             n = cutter.sort_out(self.inner.as_mut(), done, n);
         }
-        let mut run = Run::default();
-        for completion in &done[..n] {
+        let done = &done[..n];
+        if POINTS.is_on(IO_DONE) {
+            self.trace_done(done);
+        }
+        let mut run = Run::EMPTY;
+        for completion in done {
             let Some(slot) = self.slots.get_mut(completion.token.0 as usize) else {
                 debug_assert!(false, "a type handed out a token it was never given");
                 continue;
@@ -331,26 +337,40 @@ impl IoChannel {
             debug_assert!(slot.kind.is_some(), "a type completed a request twice");
             let Slot { submitted, bytes, kind: Some(kind) } = *slot else { continue };
             slot.kind = None;
-            let io = self.trace_id | u64::from(completion.token.0);
-            POINTS.record(IO_DONE, io, [completion.status as u64, 0, 0, 0]);
-            if completion.status == Status::Ok {
-                let ticks = self.now.saturating_sub(submitted);
-                if !run.add(kind, bytes, ticks) {
-                    self.counters.count_run(&std::mem::replace(&mut run, Run::of(kind, bytes, ticks)));
-                }
-                if let Some(histogram) = &self.histogram {
-                    histogram.tally(kind, ticks);
-                }
-            } else {
+            if completion.status != Status::Ok {
                 self.counters.count_error(completion.status);
+            } else if !run.add(kind, bytes, submitted) {
+                self.count(&run);
+                run = Run { kind, bytes, submitted, ops: 1 };
             }
         }
-        self.in_flight -= n as u32;
         if n > 0 {
-            self.counters.count_run(&run);
+            self.count(&run);
+            self.in_flight -= n as u32;
             self.counters.set_in_flight(self.in_flight);
         }
         n
+    }
+
+    /// Counts what has ended well.
+    #[inline]
+    fn count(&self, run: &Run) {
+        if run.ops == 0 {
+            return;
+        }
+        let ticks = self.now.saturating_sub(run.submitted);
+        self.counters.count_run(run, ticks);
+        if let Some(histogram) = &self.histogram {
+            histogram.tally(run.kind, ticks, run.ops);
+        }
+    }
+
+    #[cold]
+    fn trace_done(&self, done: &[Completion]) {
+        for completion in done {
+            let io = self.trace_id | u64::from(completion.token.0);
+            POINTS.record(IO_DONE, io, [completion.status as u64, 0, 0, 0]);
+        }
     }
 
     /// Asked before the caller sleeps. See [`Channel::arm`].

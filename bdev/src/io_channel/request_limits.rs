@@ -1,7 +1,7 @@
 //! What a type cannot take in one request, and whether a request is such a one. Pure.
 
 use crate::bdev::Boundary;
-use crate::{BdevInfo, IoVec};
+use crate::{BdevInfo, IoVec, Request};
 
 /// The limits of a type, as a channel looks at them.
 #[derive(Debug, Clone, Copy)]
@@ -32,12 +32,13 @@ impl Limits {
         self.align_mask != 0 || self.max_io_blocks != u64::MAX || self.boundary_shift != 63 || self.has_list
     }
 
-    /// Whether a read or write has to be cut. `address_bits` are those of all addresses and lengths, or-ed.
+    /// Whether a read or write has to be cut.
     #[inline]
-    pub(super) fn exceeds(&self, info: &BdevInfo, lba: u64, blocks: u64, address_bits: usize) -> bool {
+    pub(super) fn exceeds(&self, info: &BdevInfo, req: &Request<'_>) -> bool {
+        let (lba, blocks) = (req.lba, req.blocks);
         // A range inside a bdev does not wrap; one of no blocks crosses nothing.
         let last = lba.wrapping_add(blocks).wrapping_sub(1);
-        address_bits & self.align_mask != 0
+        self.is_unaligned(req.iov)
             || blocks > self.max_io_blocks
             || ((lba ^ last) >> self.boundary_shift != 0 && blocks > 0)
             || (self.has_list && blocks > 0 && self.longest_from(info, lba, blocks) < blocks)

@@ -26,7 +26,7 @@ use io_uring::{IoUring, cqueue, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use crate::ready::ReadyRing;
+use crate::ready::ReadyQueue;
 use crate::{Completion, IoVec, Rejected, Status, Token};
 
 pub(crate) use port::{Job, Port};
@@ -74,7 +74,7 @@ enum Expect {
 struct Client {
     file: Rc<File>,
     expect: Box<[Expect]>,
-    ready: ReadyRing,
+    ready: ReadyQueue,
     /// Jobs the ring has and has not handed back.
     in_ring: usize,
     wake: OwnedFd,
@@ -159,7 +159,7 @@ impl Ring {
         let client = Some(Client {
             file,
             expect: vec![Expect::Success; usize::from(depth)].into_boxed_slice(),
-            ready: ReadyRing::new(depth),
+            ready: ReadyQueue::new(depth),
             in_ring: 0,
             wake,
             is_armed: false,

@@ -222,6 +222,10 @@ impl Channel for DelayChannel {
         taken
     }
 
+    fn wants_time(&self) -> bool {
+        true
+    }
+
     fn set_now(&mut self, tick: u64) {
         self.base.set_now(tick);
     }

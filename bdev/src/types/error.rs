@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::BdevType;
-use crate::ready::ReadyRing;
+use crate::ready::ReadyQueue;
 use crate::stack::{self, OneBase, Virtual};
 use crate::{
     Bdev, BdevInfo, Channel, Completion, Error, IoChannel, IoVec, Op, OpKind, OpenError, Registered,
@@ -161,7 +161,7 @@ impl Bdev for Faulty {
             base: self.one.base.open_channel(depth)?,
             resumed: self.faults.resumed.load(Ordering::Acquire),
             faults: self.faults.clone(),
-            ready: ReadyRing::new(depth),
+            ready: ReadyQueue::new(depth),
             held: Vec::new(),
             corrupt: vec![None; usize::from(depth)].into_boxed_slice(),
         }))
@@ -185,7 +185,7 @@ struct FaultyChannel {
     base: IoChannel,
     faults: Arc<Faults>,
     resumed: u64,
-    ready: ReadyRing,
+    ready: ReadyQueue,
     held: Vec<Held>,
     /// By token: the byte to change when a read comes back, and how.
     corrupt: Box<[Option<(IoVec, u8)>]>,
@@ -289,6 +289,10 @@ impl Channel for FaultyChannel {
             }
         }
         ready + n
+    }
+
+    fn wants_time(&self) -> bool {
+        true
     }
 
     fn set_now(&mut self, tick: u64) {

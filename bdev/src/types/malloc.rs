@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::BdevType;
 use crate::arena::Memory;
-use crate::ready::ReadyRing;
+use crate::ready::ReadyQueue;
 use crate::{
     Bdev, BdevInfo, Channel, Completion, Error, IoVec, MAX_SEGMENTS, OpKind, OpenError, Registered, Registry,
     Rejected, Request, Status, Token,
@@ -182,7 +182,7 @@ impl Bdev for Malloc {
         Ok(Box::new(MallocChannel {
             memory: self.memory.clone(),
             block_size: self.info.block_size as usize,
-            ready: ReadyRing::new(depth),
+            ready: ReadyQueue::new(depth),
             waiting: Vec::with_capacity(usize::from(depth)),
             long: None,
             long_iov: Vec::with_capacity(MAX_SEGMENTS as usize),
@@ -304,7 +304,7 @@ impl Waiting {
 struct MallocChannel {
     memory: Arc<Memory>,
     block_size: usize,
-    ready: ReadyRing,
+    ready: ReadyQueue,
     /// Copies to be made; together with those that are ready never more than the depth.
     waiting: Vec<Waiting>,
     /// The one request that is done in steps; a second one has to wait.

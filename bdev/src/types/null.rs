@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::BdevType;
-use crate::ready::ReadyRing;
+use crate::ready::ReadyQueue;
 use crate::{
     Bdev, BdevInfo, Channel, Completion, Error, OpKind, OpenError, Registered, Registry, Rejected, Request,
     Status,
@@ -134,7 +134,7 @@ impl Bdev for Null {
     }
 
     fn open_channel(&self, depth: u16) -> Result<Box<dyn Channel>, OpenError> {
-        Ok(Box::new(NullChannel { ready: ReadyRing::new(depth) }))
+        Ok(Box::new(NullChannel { ready: ReadyQueue::new(depth) }))
     }
 
     fn config(&self) -> Option<(&'static str, Value)> {
@@ -164,7 +164,7 @@ impl Bdev for Null {
 }
 
 struct NullChannel {
-    ready: ReadyRing,
+    ready: ReadyQueue,
 }
 
 impl Channel for NullChannel {

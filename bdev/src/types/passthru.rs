@@ -80,6 +80,10 @@ impl Channel for ShiftedChannel {
         self.base.reap(done)
     }
 
+    fn wants_time(&self) -> bool {
+        true
+    }
+
     fn set_now(&mut self, tick: u64) {
         self.base.set_now(tick);
     }

@@ -39,15 +39,21 @@ impl Group {
     /// An event. A load and a branch while the point is off.
     #[inline(always)]
     pub fn record(&self, point: u8, object: u64, args: [u64; ARGS]) {
-        if self.mask.load(Ordering::Relaxed) & (1 << point) != 0 {
+        if self.is_on(point) {
             buffer::write(self.id, point, object, args);
         }
+    }
+
+    /// Whether the point is on: for those who would go through a list to record it.
+    #[inline(always)]
+    pub fn is_on(&self, point: u8) -> bool {
+        self.mask.load(Ordering::Relaxed) & (1 << point) != 0
     }
 
     /// As [`Group::record`], with a name's first bytes as the arguments.
     #[inline(always)]
     pub fn record_text(&self, point: u8, object: u64, name: &str) {
-        if self.mask.load(Ordering::Relaxed) & (1 << point) != 0 {
+        if self.is_on(point) {
             buffer::write(self.id, point, object, text(name));
         }
     }

@@ -19,6 +19,6 @@ mod windows;
 pub use mapping::{Mapping, Protection};
 pub(crate) use release::start as start_releaser;
 pub use remote::{Ask, Order, Remote, Ticket};
-pub use slice::{Slice, Span};
+pub use slice::{Slice, Span, Table};
 pub use view::{Fault, View};
 pub use windows::{MapError, UnmapError, Window, Windows};

@@ -14,6 +14,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Mapping;
 
+/// A value at any address: what guests lay out is aligned nearly always, and one access does for both.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Anywhere<T>(T);
+
+/// Takes its arguments by value: a message put together on the way would cost every access that is inside.
+#[cold]
+#[inline(never)]
+fn outside(offset: usize, len: usize, of: usize) -> ! {
+    panic!("{len} bytes at {offset} of {of}")
+}
+
 /// A piece of guest memory, borrowed from whatever keeps its window mapped.
 ///
 /// Offsets are checked against the piece's length on every access, and an access outside is a bug of the caller, not
@@ -50,7 +62,9 @@ impl<'a> Slice<'a> {
 
     #[inline]
     fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
-        assert!(offset <= self.len && len <= self.len - offset, "{len} bytes at {offset} of {}", self.len);
+        if offset > self.len || len > self.len - offset {
+            outside(offset, len, self.len);
+        }
         // SAFETY: the offset is inside the piece, as just checked.
         unsafe { self.base.add(offset) }
     }
@@ -59,27 +73,24 @@ impl<'a> Slice<'a> {
     #[inline]
     #[must_use]
     pub fn read<T: FromBytes + Copy>(&self, offset: usize) -> T {
-        let from = self.at(offset, size_of::<T>()).cast::<T>();
-        if from.is_aligned() {
-            // SAFETY: the bytes are mapped (`at`) and aligned, and any bytes make a T.
-            unsafe { from.read_volatile() }
-        } else {
-            // SAFETY: the bytes are mapped (`at`), this read asks for no alignment, and any bytes make a T.
-            unsafe { from.read_unaligned() }
-        }
+        let from = self.at(offset, size_of::<T>()).cast::<Anywhere<T>>();
+        // SAFETY: the bytes are mapped (`at`), the wrapper asks for no alignment, and any bytes make a T.
+        unsafe { from.read_volatile() }.0
     }
 
-    /// Writes a value.
+    /// Writes a value. The guest may look for it once an index is stored with release.
     #[inline]
     pub fn write<T: IntoBytes + Immutable + Copy>(&self, offset: usize, value: T) {
         let to = self.at(offset, size_of::<T>()).cast::<T>();
-        if to.is_aligned() {
-            // SAFETY: the bytes are mapped (`at`) and aligned.
-            unsafe { to.write_volatile(value) };
-        } else {
-            // SAFETY: the bytes are mapped (`at`); this write asks for no alignment.
-            unsafe { to.write_unaligned(value) };
-        }
+        // SAFETY: the bytes are mapped (`at`), and this write asks for no alignment.
+        unsafe { to.write_unaligned(value) };
+    }
+
+    /// The piece as a table of entries, as many as fit.
+    #[inline]
+    #[must_use]
+    pub fn table<T: FromBytes + Copy>(self) -> Table<'a, T> {
+        Table { base: self.base.cast(), entries: self.len / size_of::<T>(), window: PhantomData }
     }
 
     /// Copies out.
@@ -143,6 +154,25 @@ impl<'a> Slice<'a> {
     #[inline]
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
         self.atomic_u16(offset).store(value, order);
+    }
+}
+
+/// A table of entries of one type in guest memory, for the device to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a, T> {
+    base: NonNull<Anywhere<T>>,
+    entries: usize,
+    window: PhantomData<&'a Mapping>,
+}
+
+impl<T: FromBytes + Copy> Table<'_, T> {
+    /// Reads an entry, once; none where the table has none.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, at: u16) -> Option<T> {
+        let at = usize::from(at);
+        // SAFETY: inside the table, which is inside the mapped piece it was made of; any bytes make a T.
+        (at < self.entries).then(|| unsafe { self.base.add(at).read_volatile() }.0)
     }
 }
 

@@ -204,16 +204,26 @@ impl View {
         device_writes: bool,
         out: &mut Vec<IoVec>,
     ) -> Result<(), Fault> {
-        let access = if device_writes { Access::Write } else { Access::Read };
         if len > 0
             && out.len() < out.capacity()
-            && let Some(base) = self.near(address, len as usize, access)
+            && let Some(one) = self.near_iovec(address, len, device_writes)
         {
-            // SAFETY: as below.
-            out.push(unsafe { IoVec::new(base.as_ptr(), len as usize) });
+            out.push(one);
             return Ok(());
         }
+        let access = if device_writes { Access::Write } else { Access::Read };
         self.translate_far(address, len, access, out)
+    }
+
+    /// The memory of `address..address + len` if it lies in the window used last; [`Self::translate`] looks further.
+    #[inline]
+    #[must_use]
+    pub fn near_iovec(&self, address: u64, len: u32, device_writes: bool) -> Option<IoVec> {
+        let access = if device_writes { Access::Write } else { Access::Read };
+        let base = self.near(address, len as usize, access)?;
+        // SAFETY: the range is mapped as long as this snapshot lives; the queue keeps it until every request that was
+        // built from it is reaped (see `View`).
+        Some(unsafe { IoVec::new(base.as_ptr(), len as usize) })
     }
 
     #[cold]
@@ -241,7 +251,16 @@ impl View {
     /// [`Fault`].
     #[inline]
     pub fn get<T: FromBytes + IntoBytes + Copy>(&self, address: u64) -> Result<T, Fault> {
-        let piece = self.piece(address, size_of::<T>(), Access::Read)?;
+        match self.near(address, size_of::<T>(), Access::Read) {
+            // SAFETY: the range is inside the mapping (`near`), which the snapshot holds.
+            Some(base) => Ok(unsafe { Slice::new(base, size_of::<T>()) }.read(0)),
+            None => self.get_far(address),
+        }
+    }
+
+    #[cold]
+    fn get_far<T: FromBytes + IntoBytes + Copy>(&self, address: u64) -> Result<T, Fault> {
+        let piece = self.far_piece(address, size_of::<T>(), Access::Read)?;
         if piece.len() == size_of::<T>() {
             return Ok(piece.read(0));
         }
@@ -256,11 +275,16 @@ impl View {
     /// [`Fault`], with a part maybe written.
     #[inline]
     pub fn put<T: IntoBytes + Immutable + Copy>(&self, address: u64, value: T) -> Result<(), Fault> {
-        let piece = self.piece(address, size_of::<T>(), Access::Write)?;
-        if piece.len() == size_of::<T>() {
-            piece.write(0, value);
-            return Ok(());
+        match self.near(address, size_of::<T>(), Access::Write) {
+            // SAFETY: as in `get`.
+            Some(base) => unsafe { Slice::new(base, size_of::<T>()) }.write(0, value),
+            None => return self.put_far(address, value),
         }
+        Ok(())
+    }
+
+    #[cold]
+    fn put_far<T: IntoBytes + Immutable + Copy>(&self, address: u64, value: T) -> Result<(), Fault> {
         self.write(address, value.as_bytes())
     }
 

@@ -167,18 +167,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     /// True if something was given back.
     #[inline]
     fn complete(&mut self, mut given_back: u32, now: Tick, laps: &mut impl Laps) -> bool {
-        let Some(ring) = &mut self.ring else {
-            if let Some(remote) = &self.remote {
-                self.handler.reap(remote.bounce(), laps, |_, len| {
-                    remote.finish(len);
-                    given_back += 1;
-                });
-                return given_back > 0;
-            }
-            // Finished behind a ring that is gone: nobody can be told.
-            self.handler.reap(&self.view, laps, |_, _| given_back += 1);
-            return given_back > 0;
-        };
+        let Some(ring) = &mut self.ring else { return self.complete_without_ring(given_back) };
         self.handler.reap(&self.view, laps, |id, len| {
             ring.push_used(id, len);
             given_back += 1;
@@ -200,6 +189,19 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         true
     }
 
+    #[cold]
+    fn complete_without_ring(&mut self, mut given_back: u32) -> bool {
+        match &self.remote {
+            Some(remote) => self.handler.reap(remote.bounce(), &mut Untimed, |_, len| {
+                remote.finish(len);
+                given_back += 1;
+            }),
+            // Finished behind a ring that is gone: nobody can be told.
+            None => self.handler.reap(&self.view, &mut Untimed, |_, _| given_back += 1),
+        }
+        given_back > 0
+    }
+
     #[inline]
     fn raise(&self) {
         self.control.counters().interrupts.fetch_add(1, Ordering::Relaxed);
@@ -218,15 +220,11 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                 return Err(RingError::Reused(id));
             }
             laps.lap(Stage::Pickup);
-            match self.handler.submit(&self.chain, &self.view, laps) {
-                Verdict::Done(len) => {
-                    ring.advance(&self.chain);
-                    ring.push_used(id, len);
-                    taken.done += 1;
-                }
-                Verdict::InFlight => ring.advance(&self.chain),
-                Verdict::Full => break,
-                Verdict::Broken => return Err(RingError::Order),
+            let verdict = self.handler.submit(&self.chain, &self.view, laps);
+            if matches!(verdict, Verdict::InFlight) {
+                ring.advance(&self.chain);
+            } else if !Self::settle(ring, &self.chain, verdict, taken)? {
+                break;
             }
             laps.lap(Stage::Submit);
             taken.chains += 1;
@@ -234,6 +232,21 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             pending = ring.has_next();
         }
         Ok(())
+    }
+
+    /// Of the few chains that are not in flight now. False if it was not taken.
+    #[cold]
+    fn settle(ring: &mut R, chain: &Chain, verdict: Verdict, taken: &mut Taken) -> Result<bool, RingError> {
+        match verdict {
+            Verdict::Done(len) => {
+                ring.advance(chain);
+                ring.push_used(chain.id(), len);
+                taken.done += 1;
+                Ok(true)
+            }
+            Verdict::InFlight | Verdict::Full => Ok(false),
+            Verdict::Broken => Err(RingError::Order),
+        }
     }
 
     /// Follows a change. Nothing new is taken until what is in flight has finished, so that whoever waits for the

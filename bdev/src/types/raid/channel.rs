@@ -187,6 +187,10 @@ impl Channel for RaidChannel {
         taken
     }
 
+    fn wants_time(&self) -> bool {
+        true
+    }
+
     fn set_now(&mut self, tick: u64) {
         self.time = Time { now: tick, told: 0 };
     }

@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     Events, REMOVED,
-    request::{Ask, Bad, Data, Frame, Terms},
+    request::{Ask, Bad, Data, Frame, Plain, Terms},
 };
 use crate::{
     dma::View,
@@ -167,25 +167,15 @@ impl BlkHandler {
             Op::Write { .. } => (frame.out, false),
             _ => return Ok(()),
         };
-        if let Some(piece) = data.single() {
-            return Ok(view.translate(piece.addr, piece.len, device_writes, &mut self.iov)?);
-        }
         for piece in data.pieces() {
             view.translate(piece.addr, piece.len, device_writes, &mut self.iov)?;
         }
         Ok(())
     }
-}
 
-impl Handler for BlkHandler {
-    fn set_now(&mut self, now: u64) {
-        if let Some(Backend { channel, .. }) = &mut self.backend {
-            channel.set_now(now);
-        }
-    }
-
-    #[inline]
-    fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
+    /// Any request but a [`Plain`] one.
+    #[inline(never)]
+    fn submit_any(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
         let Some(frame) = Frame::of(chain, view) else { return Verdict::Broken };
         let bad = |bad| {
             Self::end(
@@ -209,31 +199,74 @@ impl Handler for BlkHandler {
             }
             Err(error) => return bad(error),
         };
-        if self.read_only && op.kind().modifies() {
-            return bad(Bad::Malformed);
-        }
-        let op = self.durable(op);
         if let Err(error) = self.translate(op, &frame, view) {
             return bad(error);
         }
-        let Some(Backend { channel, .. }) = &mut self.backend else { return bad(Bad::Malformed) };
+        // What a read fills is as long as what it asks for.
+        let filled = if op == Op::Read { blocks << (self.terms.block_shift + SECTOR.ilog2()) } else { 0 };
+        let filled = u32::try_from(filled).unwrap_or(u32::MAX - 1);
+        let iov = std::mem::take(&mut self.iov);
         let token = Token(u32::from(chain.id()));
+        let request = Request { op, lba, blocks, iov: &iov, token };
+        let verdict = self.hand_on(request, frame.status, filled, view, laps);
+        self.iov = iov;
+        verdict
+    }
+
+    /// To the bdev, with what has to be known when it is done.
+    #[inline(always)]
+    fn hand_on(
+        &mut self,
+        mut request: Request<'_>,
+        status_at: u64,
+        filled: u32,
+        view: &View,
+        laps: &mut impl Laps,
+    ) -> Verdict {
+        if self.read_only && request.op.kind().modifies() {
+            return Self::refused(view, status_at, Rejected::Failed(Status::ReadOnly));
+        }
+        request.op = self.durable(request.op);
+        let Some(Backend { channel, .. }) = &mut self.backend else {
+            return Self::refused(view, status_at, Rejected::Failed(Status::Removed));
+        };
         // Before the channel may touch the memory.
         let torn = view.torn();
         laps.lap(Stage::Translate);
-        match channel.submit(&Request { op, lba, blocks, iov: &self.iov, token }) {
+        match channel.submit(&request) {
             Ok(()) => {
-                // What a read fills is as long as what it asks for.
-                let data =
-                    if op == Op::Read { blocks << (self.terms.block_shift + SECTOR.ilog2()) } else { 0 };
-                let written = u32::try_from(data).unwrap_or(u32::MAX - 1) + 1;
-                self.slots[usize::from(chain.id())] =
-                    Slot { status: frame.status, written, torn, busy: true };
+                let slot = Slot { status: status_at, written: filled + 1, torn, busy: true };
+                self.slots[request.token.0 as usize] = slot;
                 Verdict::InFlight
             }
-            Err(Rejected::Full) => Verdict::Full,
-            Err(Rejected::Failed(status)) => Self::end(view, frame.status, status_byte(status), 0),
+            Err(rejected) => Self::refused(view, status_at, rejected),
         }
+    }
+
+    #[cold]
+    fn refused(view: &View, status_at: u64, rejected: Rejected) -> Verdict {
+        match rejected {
+            Rejected::Full => Verdict::Full,
+            Rejected::Failed(status) => Self::end(view, status_at, status_byte(status), 0),
+        }
+    }
+}
+
+impl Handler for BlkHandler {
+    fn set_now(&mut self, now: u64) {
+        if let Some(Backend { channel, .. }) = &mut self.backend {
+            channel.set_now(now);
+        }
+    }
+
+    #[inline(always)]
+    fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
+        let Some(plain) = Plain::of(chain, view, self.terms) else {
+            return self.submit_any(chain, view, laps);
+        };
+        let Plain { op, lba, blocks, data, filled, status } = plain;
+        let token = Token(u32::from(chain.id()));
+        self.hand_on(Request { op, lba, blocks, iov: &[data], token }, status, filled, view, laps)
     }
 
     fn kick(&mut self) {

@@ -1,7 +1,7 @@
 //! One virtio-blk request, decoded from its chain (virtio 1.2, 5.2.6): pure, and nothing in it is trusted further than
 //! it was checked here. Ranges against the disk's size are checked by the bdev's channel.
 
-use bdev::Op;
+use bdev::{IoVec, Op};
 use zerocopy::FromBytes;
 
 use crate::{
@@ -21,6 +21,39 @@ pub(super) enum Ask {
     GetId,
     /// How worn the medium is.
     GetLifetime,
+}
+
+/// A transfer as every driver asks for it: header, data and status in a buffer each, in memory of the window used last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plain {
+    pub(super) op: Op,
+    pub(super) lba: u64,
+    pub(super) blocks: u64,
+    pub(super) data: IoVec,
+    /// Bytes of it that the device writes.
+    pub(super) filled: u32,
+    /// Where the status goes.
+    pub(super) status: u64,
+}
+
+impl Plain {
+    /// None for every other request, and for one that is wrong: [`Frame`] has the answers.
+    #[inline(always)]
+    pub(super) fn of(chain: &Chain, view: &View, terms: Terms) -> Option<Self> {
+        let [header, data, status] = chain.segments() else { return None };
+        if header.len as usize != size_of::<Header>() || status.len != 1 {
+            return None;
+        }
+        let Header { kind, sector, .. } = view.get(header.addr).ok()?;
+        let (op, filled) = match (kind, chain.num_readable()) {
+            (kind::IN, 1) => (Op::Read, data.len),
+            (kind::OUT, 2) => (Op::WRITE, 0),
+            _ => return None,
+        };
+        let (lba, blocks) = whole_blocks(sector, data.len.into(), terms.block_shift)?;
+        let data = view.near_iovec(data.addr, data.len, op == Op::Read)?;
+        Some(Self { op, lba, blocks, data, filled, status: status.addr })
+    }
 }
 
 /// What of a disk decides about its requests.
@@ -90,20 +123,8 @@ impl<'a> Data<'a> {
         })
     }
 
-    /// The only piece, where there is no more than one buffer; nearly always so.
-    #[inline]
-    pub(in crate::virtio) fn single(self) -> Option<Segment> {
-        let &[Segment { addr, len }] = self.segments else { return None };
-        // A segment that wraps the address space faults where it is looked up.
-        Some(Segment { addr: addr.wrapping_add(u64::from(self.skip)), len: len - self.skip - self.cut })
-    }
-
     /// Bytes.
-    #[inline]
     pub(in crate::virtio) fn len(self) -> u64 {
-        if let &[only] = self.segments {
-            return u64::from(only.len - self.skip - self.cut);
-        }
         self.pieces().map(|piece| u64::from(piece.len)).sum()
     }
 }
@@ -124,7 +145,6 @@ pub(super) struct Frame<'a> {
 impl<'a> Frame<'a> {
     /// Takes a chain apart, however its driver has cut it into buffers (virtio 1.2, 2.7.4.1). None without room for
     /// the status.
-    #[inline]
     pub(super) fn of(chain: &'a Chain, view: &View) -> Option<Self> {
         // As every driver does it: header and status in buffers of their own.
         if let ([header, out @ ..], [into @ .., status]) = (chain.readable(), chain.writable())
@@ -157,7 +177,6 @@ impl<'a> Frame<'a> {
     }
 
     /// What is asked, in blocks of the disk.
-    #[inline]
     pub(super) fn decode(&self, view: &View, terms: Terms) -> Result<Ask, Bad> {
         let block_shift = terms.block_shift;
         let header = self.header.ok_or(Bad::Malformed)?;
@@ -196,7 +215,8 @@ impl<'a> Frame<'a> {
             kind::SECURE_ERASE => Op::WriteZeroes { unmap: false, fua: true },
             _ => Op::WriteZeroes { unmap, fua: false },
         };
-        let (lba, blocks) = blocks(range.sector, u64::from(range.num_sectors), block_shift)?;
+        let (lba, blocks) =
+            blocks(range.sector, range.num_sectors.into(), block_shift).ok_or(Bad::Malformed)?;
         Ok(Ask::Io { op, lba, blocks })
     }
 }
@@ -212,18 +232,21 @@ fn gather(segments: &[Segment], view: &View, bytes: &mut [u8]) -> Result<(), Fau
 }
 
 fn transfer(op: Op, sector: u64, len: u64, block_shift: u32) -> Result<Ask, Bad> {
-    if len == 0 || !len.is_multiple_of(SECTOR) {
-        return Err(Bad::Malformed);
-    }
-    let (lba, blocks) = blocks(sector, len / SECTOR, block_shift)?;
+    let (lba, blocks) = whole_blocks(sector, len, block_shift).ok_or(Bad::Malformed)?;
     Ok(Ask::Io { op, lba, blocks })
 }
 
-fn blocks(sector: u64, sectors: u64, block_shift: u32) -> Result<(u64, u64), Bad> {
-    let inside = (1 << block_shift) - 1;
-    if (sector | sectors) & inside != 0 {
-        Err(Bad::Malformed)
-    } else {
-        Ok((sector >> block_shift, sectors >> block_shift))
+/// A transfer of `len` bytes in blocks, if it is of some, and of whole ones.
+#[inline(always)]
+fn whole_blocks(sector: u64, len: u64, block_shift: u32) -> Option<(u64, u64)> {
+    if len == 0 || !len.is_multiple_of(SECTOR) {
+        return None;
     }
+    blocks(sector, len / SECTOR, block_shift)
+}
+
+#[inline(always)]
+fn blocks(sector: u64, sectors: u64, block_shift: u32) -> Option<(u64, u64)> {
+    let inside = (1 << block_shift) - 1;
+    ((sector | sectors) & inside == 0).then_some((sector >> block_shift, sectors >> block_shift))
 }

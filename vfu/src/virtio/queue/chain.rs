@@ -16,9 +16,7 @@ pub struct Segment {
 pub struct Chain {
     id: u16,
     entries: u16,
-    /// How many there are, and how many of them the device reads.
-    len: usize,
-    readable: usize,
+    counts: Counts,
     segments: Box<[Segment]>,
 }
 
@@ -30,36 +28,21 @@ impl Chain {
     #[must_use]
     pub fn new() -> Self {
         let segments = vec![Segment { addr: 0, len: 0 }; Self::MAX_SEGMENTS].into_boxed_slice();
-        Self { id: 0, entries: 0, len: 0, readable: 0, segments }
+        Self { id: 0, entries: 0, counts: Counts::default(), segments }
     }
 
-    /// Starts over.
-    #[inline]
-    pub(super) fn clear(&mut self) {
-        self.len = 0;
-        self.readable = 0;
+    /// Starts over: empty until [`Filling::end`], and with room for `limit` buffers if that is less than there is.
+    #[inline(always)]
+    pub(in crate::virtio) fn refill(&mut self, limit: u16) -> Filling<'_> {
+        let room = usize::from(limit).min(Self::MAX_SEGMENTS);
+        Filling { segments: &mut self.segments[..room], counts: &mut self.counts, len: 0, readable: 0 }
     }
 
-    /// Names the chain, once it is complete.
-    #[inline]
-    pub(in crate::virtio) fn finish(&mut self, id: u16, entries: u16) {
+    /// Names the chain.
+    #[inline(always)]
+    pub(in crate::virtio) fn name(&mut self, id: u16, entries: u16) {
         self.id = id;
         self.entries = entries;
-    }
-
-    /// Appends a buffer.
-    #[inline]
-    pub(in crate::virtio) fn push(&mut self, segment: Segment, device_writes: bool) -> Result<(), RingError> {
-        let place = self.segments.get_mut(self.len).ok_or(RingError::TooLong)?;
-        *place = segment;
-        if !device_writes {
-            if self.readable != self.len {
-                return Err(RingError::Order);
-            }
-            self.readable += 1;
-        }
-        self.len += 1;
-        Ok(())
     }
 
     /// By what name it is given back.
@@ -81,21 +64,77 @@ impl Chain {
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "nobody asks; a chain of a ring has one at least")]
     pub fn len(&self) -> usize {
-        self.len
+        self.counts.all
+    }
+
+    /// All of them.
+    #[inline(always)]
+    pub(in crate::virtio) fn segments(&self) -> &[Segment] {
+        &self.segments[..self.counts.all]
+    }
+
+    /// How many of them the device reads.
+    #[inline(always)]
+    pub(in crate::virtio) fn num_readable(&self) -> usize {
+        self.counts.readable
     }
 
     /// What the device reads.
     #[inline]
     #[must_use]
     pub fn readable(&self) -> &[Segment] {
-        &self.segments[..self.readable]
+        &self.segments[..self.counts.readable]
     }
 
     /// What the device writes.
     #[inline]
     #[must_use]
     pub fn writable(&self) -> &[Segment] {
-        &self.segments[self.readable..self.len]
+        &self.segments[self.counts.readable..self.counts.all]
+    }
+}
+
+/// How many buffers there are, and how many of them the device reads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    all: usize,
+    readable: usize,
+}
+
+/// A chain that is being copied. It counts in registers, which the chain learns of at the end.
+pub(in crate::virtio) struct Filling<'a> {
+    segments: &'a mut [Segment],
+    counts: &'a mut Counts,
+    len: usize,
+    readable: usize,
+}
+
+impl Filling<'_> {
+    /// Appends a buffer.
+    #[inline(always)]
+    pub(in crate::virtio) fn push(&mut self, segment: Segment, device_writes: bool) -> Result<(), RingError> {
+        let Some(place) = self.segments.get_mut(self.len) else { return Err(self.no_room()) };
+        *place = segment;
+        if !device_writes {
+            if self.readable != self.len {
+                return Err(RingError::Order);
+            }
+            self.readable += 1;
+        }
+        self.len += 1;
+        Ok(())
+    }
+
+    /// A chain longer than its table goes round in it.
+    #[cold]
+    fn no_room(&self) -> RingError {
+        if self.segments.len() < Chain::MAX_SEGMENTS { RingError::Loop } else { RingError::TooLong }
+    }
+
+    /// The chain is what was appended.
+    #[inline(always)]
+    pub(in crate::virtio) fn end(self) {
+        *self.counts = Counts { all: self.len, readable: self.readable };
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     ActivateError, Chain, Position, QueueConfig, Ring, RingError, RingLayout, Segment, in_order::InOrder,
 };
 use crate::{
-    dma::{Slice, Span, View},
+    dma::{Slice, Span, Table, View},
     virtio::spec::{EventSuppression, MAX_QUEUE_SIZE, PackedDesc, desc, event_flags, feature},
 };
 
@@ -125,6 +125,7 @@ impl PackedRing {
             return Err(RingError::Indirect);
         }
         let table = view.slice(head.addr, head.len as usize)?;
+        let mut filling = chain.refill(u16::MAX);
         for at in 0..entries {
             let entry: PackedDesc = match table {
                 Some(table) => table.read(at * DESC_LEN),
@@ -133,9 +134,41 @@ impl PackedRing {
             if entry.flags & desc::INDIRECT != 0 {
                 return Err(RingError::Indirect);
             }
-            chain.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
+            filling.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
         }
+        filling.end();
         Ok(())
+    }
+
+    /// Walks the next chain; its id, and the entries it takes.
+    #[inline(always)]
+    fn walk(&self, view: &View, chain: &mut Chain) -> Result<(u16, u16), RingError> {
+        let table: Table<'_, PackedDesc> = self.desc.slice().table();
+        let mut at = self.avail.at;
+        // Never outside: a cursor is below the size.
+        let mut entry = table.get(at).ok_or(RingError::Index(at))?;
+        if entry.flags & desc::INDIRECT != 0 {
+            if !self.indirect {
+                return Err(RingError::Indirect);
+            }
+            Self::walk_indirect(view, entry, chain)?;
+            return Ok((entry.id, 1));
+        }
+        let (mut filling, mut entries) = (chain.refill(self.size), 1);
+        loop {
+            filling.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
+            if entry.flags & desc::NEXT == 0 {
+                filling.end();
+                // The last one has the id (virtio 1.2, 2.8.6).
+                return Ok((entry.id, entries));
+            }
+            at = if at + 1 == self.size { 0 } else { at + 1 };
+            entry = table.get(at).ok_or(RingError::Index(at))?;
+            if entry.flags & desc::INDIRECT != 0 {
+                return Err(RingError::Indirect);
+            }
+            entries += 1;
+        }
     }
 
     /// Reads an entry of a table that spans windows.
@@ -216,31 +249,9 @@ impl Ring for PackedRing {
         self.is_available(self.avail)
     }
 
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, view: &View, chain: &mut Chain) -> Result<(), RingError> {
-        chain.clear();
-        let table = self.desc.slice();
-        let (mut at, mut entries) = (usize::from(self.avail.at), 0);
-        let id = loop {
-            let entry: PackedDesc = table.read(at * DESC_LEN);
-            entries += 1;
-            if entry.flags & desc::INDIRECT != 0 {
-                if entries > 1 || !self.indirect {
-                    return Err(RingError::Indirect);
-                }
-                Self::walk_indirect(view, entry, chain)?;
-                break entry.id;
-            }
-            chain.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
-            if entry.flags & desc::NEXT == 0 {
-                // The last one has the id (virtio 1.2, 2.8.6).
-                break entry.id;
-            }
-            if entries == self.size {
-                return Err(RingError::Loop);
-            }
-            at = if at + 1 == usize::from(self.size) { 0 } else { at + 1 };
-        };
+        let (id, entries) = self.walk(view, chain)?;
         // Any id would do by the specification, but every driver counts them from zero, and tables are made for that.
         if id >= self.size {
             return Err(RingError::Index(id));
@@ -248,7 +259,7 @@ impl Ring for PackedRing {
         if self.entries[usize::from(id)] != 0 || self.order.as_ref().is_some_and(|order| order.holds(id)) {
             return Err(RingError::Reused(id));
         }
-        chain.finish(id, entries);
+        chain.name(id, entries);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::{
     ActivateError, Chain, Position, QueueConfig, Ring, RingError, RingLayout, Segment, in_order::InOrder,
 };
 use crate::{
-    dma::{Slice, Span, View},
+    dma::{Span, Table, View},
     virtio::spec::{AVAIL_NO_INTERRUPT, Desc, MAX_QUEUE_SIZE, USED_NO_NOTIFY, UsedElem, desc, feature},
 };
 
@@ -74,23 +74,20 @@ impl SplitRing {
 
     /// Walks a chain through a table in one piece.
     #[inline(always)]
-    fn walk(table: Slice<'_>, entries: u16, first: Desc, chain: &mut Chain) -> Result<(), RingError> {
+    fn walk(table: Table<'_, Desc>, entries: u16, first: Desc, chain: &mut Chain) -> Result<(), RingError> {
+        let mut filling = chain.refill(entries);
         let mut entry = first;
-        for _ in 0..entries {
+        loop {
             if entry.flags & desc::INDIRECT != 0 {
                 return Err(RingError::Indirect);
             }
-            chain.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
+            filling.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
             if entry.flags & desc::NEXT == 0 {
+                filling.end();
                 return Ok(());
             }
-            let at = entry.next;
-            if at >= entries {
-                return Err(RingError::Index(at));
-            }
-            entry = table.read(usize::from(at) * DESC_LEN);
+            entry = table.get(entry.next).ok_or(RingError::Index(entry.next))?;
         }
-        Err(RingError::Loop)
     }
 
     /// Walks an indirect table (virtio 1.2, 2.7.5.3).
@@ -104,7 +101,7 @@ impl SplitRing {
             return Err(RingError::Indirect);
         }
         match view.slice(head.addr, head.len as usize)? {
-            Some(table) => Self::walk(table, entries, table.read(0), chain),
+            Some(table) => Self::walk(table.table(), entries, table.read(0), chain),
             None => Self::walk_scattered(view, head.addr, entries, chain),
         }
     }
@@ -112,16 +109,18 @@ impl SplitRing {
     /// The same for a table that spans windows, as behind a vIOMMU.
     #[cold]
     fn walk_scattered(view: &View, addr: u64, entries: u16, chain: &mut Chain) -> Result<(), RingError> {
+        let mut filling = chain.refill(entries);
         let mut at = 0;
-        for _ in 0..entries {
+        loop {
             let mut bytes = [0; DESC_LEN];
             view.read(addr + u64::from(at) * DESC_LEN as u64, &mut bytes)?;
             let entry: Desc = zerocopy::transmute!(bytes);
             if entry.flags & desc::INDIRECT != 0 {
                 return Err(RingError::Indirect);
             }
-            chain.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
+            filling.push(Segment { addr: entry.addr, len: entry.len }, entry.flags & desc::WRITE != 0)?;
             if entry.flags & desc::NEXT == 0 {
+                filling.end();
                 return Ok(());
             }
             at = entry.next;
@@ -129,7 +128,6 @@ impl SplitRing {
                 return Err(RingError::Index(at));
             }
         }
-        Err(RingError::Loop)
     }
 }
 
@@ -171,15 +169,11 @@ impl Ring for SplitRing {
         self.next_avail != self.seen_avail
     }
 
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, view: &View, chain: &mut Chain) -> Result<(), RingError> {
-        chain.clear();
         let head: u16 = self.avail.slice().read(RING + 2 * self.slot(self.next_avail));
-        if head >= self.size {
-            return Err(RingError::Index(head));
-        }
-        let table = self.desc.slice();
-        let first: Desc = table.read(usize::from(head) * DESC_LEN);
+        let table: Table<'_, Desc> = self.desc.slice().table();
+        let first = table.get(head).ok_or(RingError::Index(head))?;
         if first.flags & desc::INDIRECT == 0 {
             Self::walk(table, self.size, first, chain)?;
         } else if self.indirect {
@@ -190,7 +184,7 @@ impl Ring for SplitRing {
         if self.order.as_ref().is_some_and(|order| order.holds(head)) {
             return Err(RingError::Reused(head));
         }
-        chain.finish(head, 1);
+        chain.name(head, 1);
         Ok(())
     }
 

@@ -327,7 +327,7 @@ impl<S: Shape> RemoteRing<S> {
         let offered = self.shape.next(&self.reach).await?;
         let (chain, writable) = self.fetch(&offered).await?;
         let mut given = Chain::new();
-        given.finish(chain.id(), chain.entries());
+        given.name(chain.id(), chain.entries());
         self.reach.desk.borrow_mut().offered = Some(chain);
         let written = poll_fn(|_| match self.reach.desk.borrow_mut().finished.take() {
             Some(written) => Poll::Ready(written),
@@ -359,13 +359,14 @@ impl<S: Shape> RemoteRing<S> {
     /// Fetches what the device reads of a chain. Beside the copy: what it writes, and where that is in the bounce buffer.
     async fn fetch(&self, offered: &Offered) -> Result<(Chain, Vec<(Segment, u64)>), Failure> {
         let mut chain = Chain::new();
+        let mut filling = chain.refill(u16::MAX);
         let mut writable = Vec::new();
         let mut at = BOUNCE;
         for &(segment, device_writes) in &offered.segments {
             if at + u64::from(segment.len) > BOUNCE + BOUNCE_LEN {
                 return Err(Failure::TooLong);
             }
-            chain.push(Segment { addr: at, len: segment.len }, device_writes)?;
+            filling.push(Segment { addr: at, len: segment.len }, device_writes)?;
             let mut bytes = vec![0; segment.len as usize];
             if device_writes {
                 writable.push((segment, at));
@@ -376,7 +377,8 @@ impl<S: Shape> RemoteRing<S> {
             self.bounce.write(at, &bytes)?;
             at += u64::from(segment.len);
         }
-        chain.finish(offered.id, offered.entries);
+        filling.end();
+        chain.name(offered.id, offered.entries);
         Ok((chain, writable))
     }
 }
