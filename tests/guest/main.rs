@@ -77,6 +77,13 @@ fn nvme_guest_passes_the_same_on_one_queue_with_shadow_doorbells() {
 }
 
 #[test]
+fn nvme_guest_whose_memory_is_not_shared_verifies_its_data_by_the_pin() {
+    let (_target, socket) = target_with_nvme(json!({"trtype": "VFIOUSER"}));
+    let guest = Guest::new("io.sh").arg("--private-ram").arg("--append").arg("pci=nomsi").disk(socket);
+    guest.env("IRQ", "pin").run().unwrap().assert_passed();
+}
+
+#[test]
 fn guest_verifies_its_data_with_two_queues_and_checks_a_file_system() {
     let target = target_with_disk(256, 512);
     let guest = Guest::new("disk.sh")

@@ -12,6 +12,7 @@ pub mod irq;
 mod last_words;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
+pub mod moderation;
 pub mod nvme;
 pub mod pci;
 pub mod points;

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use vfu::{
     device::QueueDescription,
-    virtio::{control::DoorbellMode, moderation::Moderation, transport::TransportOptions},
+    moderation::Moderation,
+    virtio::{control::DoorbellMode, transport::TransportOptions},
 };
 
 use crate::{

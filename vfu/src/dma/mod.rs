@@ -8,6 +8,7 @@
 //! Guest memory is never a Rust reference: the guest writes it at any time. It is read once, by volatile or atomic
 //! access, through [`Slice`].
 
+mod bounce;
 mod mapping;
 mod release;
 mod remote;
@@ -16,9 +17,10 @@ mod slice;
 mod view;
 mod windows;
 
+pub use bounce::Bounce;
 pub use mapping::{Mapping, Protection};
 pub(crate) use release::start as start_releaser;
-pub use remote::{Ask, Order, Remote, Ticket};
+pub use remote::{Ask, Asker, Order, Remote, Ticket};
 pub use slice::{Slice, Span, Table};
 pub use view::{Fault, View};
 pub use windows::{MapError, UnmapError, Window, Windows};

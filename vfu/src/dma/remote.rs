@@ -49,10 +49,28 @@ impl Ask {
     }
 }
 
+/// Who asks: its poller is woken when an answer is there.
+#[derive(Clone, Debug)]
+pub enum Asker {
+    /// A queue.
+    Queue(Waker),
+    /// The endpoint, wherever it lives.
+    Home(HomeWaker),
+}
+
+impl Asker {
+    fn wake(&self) {
+        match self {
+            Self::Queue(waker) => waker.wake(),
+            Self::Home(waker) => waker.wake(),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Outcome {
     result: Mutex<Option<Result<Vec<u8>, Fault>>>,
-    owner: Waker,
+    asker: Asker,
     settled: Arc<AtomicU64>,
 }
 
@@ -60,15 +78,20 @@ struct Outcome {
 #[derive(Debug)]
 pub struct Ticket(Arc<Outcome>);
 
+impl Ticket {
+    /// The answer once it is there; it is given once.
+    #[must_use]
+    pub fn take(&self) -> Option<Result<Vec<u8>, Fault>> {
+        self.0.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 impl Future for Ticket {
     type Output = Result<Vec<u8>, Fault>;
 
     /// The waker in `cx` is not used: the queue's poller polls, and is woken itself.
     fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.0.result.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(result) => Poll::Ready(result),
-            None => Poll::Pending,
-        }
+        self.take().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -90,7 +113,7 @@ impl Order {
         if let Some(outcome) = self.outcome.take() {
             *outcome.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             outcome.settled.fetch_add(1, Ordering::SeqCst);
-            outcome.owner.wake();
+            outcome.asker.wake();
         }
     }
 }
@@ -164,12 +187,12 @@ impl Remote {
         self.with(|inner| inner.transfer_max)
     }
 
-    /// Asks. `owner` is woken when it is done.
+    /// Asks. `asker` is woken when it is done.
     #[must_use]
-    pub fn ask(&self, ask: Ask, owner: &Waker) -> Ticket {
+    pub fn ask(&self, ask: Ask, asker: &Asker) -> Ticket {
         let outcome = Arc::new(Outcome {
             result: Mutex::new(None),
-            owner: owner.clone(),
+            asker: asker.clone(),
             settled: Arc::clone(&self.settled),
         });
         let order = Order { ask, outcome: Some(Arc::clone(&outcome)) };
@@ -189,12 +212,12 @@ impl Remote {
     ///
     /// # Errors
     /// [`Fault`] where the client refuses, or is gone.
-    pub async fn read(&self, address: u64, to: &mut [u8], owner: &Waker) -> Result<(), Fault> {
+    pub async fn read(&self, address: u64, to: &mut [u8], asker: &Asker) -> Result<(), Fault> {
         let step = self.transfer_max().max(1) as usize;
         let mut at = address;
         for part in to.chunks_mut(step) {
             let len = u32::try_from(part.len()).map_err(|_more| Fault(at))?;
-            let bytes = self.ask(Ask::Read { address: at, len }, owner).await?;
+            let bytes = self.ask(Ask::Read { address: at, len }, asker).await?;
             if bytes.len() != part.len() {
                 return Err(Fault(at));
             }
@@ -206,11 +229,11 @@ impl Remote {
 
     /// Starts to write a range; one ticket for each message.
     #[must_use]
-    pub fn start_write(&self, address: u64, from: &[u8], owner: &Waker) -> Vec<Ticket> {
+    pub fn start_write(&self, address: u64, from: &[u8], asker: &Asker) -> Vec<Ticket> {
         let step = self.transfer_max().max(1) as usize;
         let at = (address..).step_by(step);
         at.zip(from.chunks(step))
-            .map(|(at, part)| self.ask(Ask::Write { address: at, data: part.to_vec() }, owner))
+            .map(|(at, part)| self.ask(Ask::Write { address: at, data: part.to_vec() }, asker))
             .collect()
     }
 
@@ -218,8 +241,8 @@ impl Remote {
     ///
     /// # Errors
     /// [`Fault`] where the client refuses, or is gone.
-    pub async fn write(&self, address: u64, from: &[u8], owner: &Waker) -> Result<(), Fault> {
-        for ticket in self.start_write(address, from, owner) {
+    pub async fn write(&self, address: u64, from: &[u8], asker: &Asker) -> Result<(), Fault> {
+        for ticket in self.start_write(address, from, asker) {
             ticket.await?;
         }
         Ok(())

@@ -44,7 +44,7 @@ impl Near {
 ///
 /// One per queue, on the queue's thread. An [`IoVec`] made here points into memory that this view keeps mapped: the
 /// queue takes a new snapshot ([`View::refresh`]) only when no request is in flight, or when nothing was unmapped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct View {
     snapshot: Snapshot,
     near: Cell<Near>,
@@ -106,6 +106,33 @@ impl View {
             .iter()
             .take_while(|window| window.start <= last)
             .any(|window| window.mapping.is_none())
+    }
+
+    /// The longest piece of a range that lies in one window: its bytes, and whether only messages reach it.
+    ///
+    /// # Errors
+    /// [`Fault`] where there is no window, or one that the device may not use like this.
+    pub fn reach(&self, address: u64, len: u64, device_writes: bool) -> Result<(u64, bool), Fault> {
+        let window = self.find(address)?;
+        let protection = window.protection;
+        if !(if device_writes { protection.write } else { protection.read }) {
+            return Err(Fault(address));
+        }
+        Ok((len.min((window.last - address).saturating_add(1)), window.mapping.is_none()))
+    }
+
+    /// Whether all of a range can be reached, by mapping or by messages.
+    #[must_use]
+    pub fn covers(&self, address: u64, len: u64, device_writes: bool) -> bool {
+        let mut done = 0;
+        while done < len {
+            let Some(at) = address.checked_add(done) else { return false };
+            match self.reach(at, len - done, device_writes) {
+                Ok((piece, _)) => done += piece,
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     /// The change count of this snapshot, see [`Windows::generation`].
@@ -385,6 +412,21 @@ mod tests {
         let mut out = Vec::with_capacity(4);
         view.translate(0x1800, 0x1000, true, &mut out).unwrap();
         assert_eq!(out.iter().map(IoVec::len).collect::<Vec<_>>(), vec![0x800, 0x800]);
+    }
+
+    #[test]
+    fn range_is_covered_over_windows_that_are_shared_and_not() {
+        let windows = windows();
+        windows.map(0x3000, 0x1000, READ, None).unwrap();
+        let view = View::new(&windows);
+
+        assert_eq!(view.reach(0x2800, 0x1000, false), Ok((0x800, false)));
+        assert_eq!(view.reach(0x3800, 0x1000, false), Ok((0x800, true)));
+        assert_eq!(view.reach(0x3800, 0x1000, true), Err(Fault(0x3800)));
+        assert!(view.covers(0x1800, 0x3000, false));
+        assert!(!view.covers(0x1800, 0x3000, true), "a part is read-only");
+        assert!(!view.covers(0x6800, 0x1000, false), "its end is nowhere");
+        assert!(!view.covers(u64::MAX, 2, false));
     }
 
     #[test]

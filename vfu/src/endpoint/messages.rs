@@ -64,11 +64,13 @@ pub(super) struct Messages {
     layout: Layout,
     next_id: u16,
     outstanding: BTreeMap<u16, Order>,
+    /// Commands that were given up: their replies may still come.
+    given_up: usize,
 }
 
 impl Messages {
     pub(super) fn new() -> Self {
-        Self { twin: None, layout: Layout::Unknown, next_id: 0, outstanding: BTreeMap::new() }
+        Self { twin: None, layout: Layout::Unknown, next_id: 0, outstanding: BTreeMap::new(), given_up: 0 }
     }
 
     /// Makes the twin socket; the client's end of it.
@@ -90,13 +92,24 @@ impl Messages {
         self.twin.is_none() && !self.outstanding.is_empty()
     }
 
+    /// Whether a reply among the client's commands is one to us, even if nobody waits for it any more.
+    pub(super) fn takes_replies_here(&self) -> bool {
+        self.expects_replies_here() || (self.twin.is_none() && self.given_up > 0)
+    }
+
     /// Whether one more command may wait for its answer.
     pub(super) fn has_room(&self) -> bool {
         self.outstanding.len() < OUTSTANDING_MAX
     }
 
+    /// Whether answers are awaited.
+    pub(super) fn are_awaited(&self) -> bool {
+        !self.outstanding.is_empty()
+    }
+
     /// Gives up on everything under way.
     pub(super) fn fail_all(&mut self) {
+        self.given_up += self.outstanding.len();
         self.outstanding.clear();
     }
 
@@ -146,6 +159,7 @@ impl Messages {
         let matches =
             self.outstanding.get(&header.message_id).map(|order| command(&order.ask) == header.command);
         if matches != Some(true) || header.flags & flags::TYPE_MASK != flags::REPLY {
+            self.given_up = self.given_up.saturating_sub(1);
             return;
         }
         let Some(order) = self.outstanding.remove(&header.message_id) else { return };

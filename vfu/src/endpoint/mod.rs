@@ -31,8 +31,8 @@ use reactor::{
 use rustix::net::{SocketFlags, accept_with};
 
 pub use listener::{BACKLOG, BindError, Listener, SocketOwner};
+pub use session::{DMA_ANSWER_MAX, HELD_COMMANDS_MAX, WRITE_ANSWER_MAX};
 use session::{End, Session};
-pub use session::{HELD_COMMANDS_MAX, WRITE_ANSWER_MAX};
 pub use throttle::LOG_LINES_PER_SECOND;
 use throttle::Throttle;
 use ties::Ties;

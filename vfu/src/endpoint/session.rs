@@ -44,6 +44,10 @@ pub const HELD_COMMANDS_MAX: usize = 64;
 /// for a disk that hangs much longer than that (virtio 1.2, 2.1.2).
 pub const WRITE_ANSWER_MAX: Duration = Duration::from_secs(2);
 
+/// How long any other answer waits for the client's answers to our DMA messages. QEMU gives none while it waits itself, with
+/// the lock that its DMA needs, and takes a device for dead after five seconds; then the messages are given up.
+pub const DMA_ANSWER_MAX: Duration = Duration::from_secs(3);
+
 /// How a session ends.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum End {
@@ -160,8 +164,15 @@ impl Session {
 
     /// When it wants to be polled even if nothing happens.
     pub(super) fn deadline(&self) -> Option<Tick> {
-        let waiting = self.waiting.as_ref().filter(|waiting| may_be_answered_early(waiting))?;
-        Some(waiting.since.after(self.clock.ticks(WRITE_ANSWER_MAX)))
+        let waiting = self.waiting.as_ref()?;
+        let limit = if may_be_answered_early(waiting) {
+            WRITE_ANSWER_MAX
+        } else if self.messages.are_awaited() {
+            DMA_ANSWER_MAX
+        } else {
+            return None;
+        };
+        Some(waiting.since.after(self.clock.ticks(limit)))
     }
 
     /// Takes and answers what is there, as far as it goes now.
@@ -227,7 +238,7 @@ impl Session {
         match self.receiver.receive(&self.socket) {
             Ok(Received::Message { header, fds }) => {
                 let payload = self.receiver.take_payload();
-                if header.flags & flags::TYPE_MASK == flags::REPLY && self.messages.expects_replies_here() {
+                if header.flags & flags::TYPE_MASK == flags::REPLY && self.messages.takes_replies_here() {
                     self.messages.reply(&header, &payload);
                 } else if holds {
                     if self.held.len() == HELD_COMMANDS_MAX {
@@ -259,8 +270,14 @@ impl Session {
     /// Goes on with a command that waits.
     fn settle(&mut self, mut waiting: Waiting, function: &mut Function, log: &mut Throttle, now: Tick) {
         if function.progress() == Progress::Pending {
-            let limit = waiting.since.after(self.clock.ticks(WRITE_ANSWER_MAX));
-            if now < limit || !may_be_answered_early(&waiting) {
+            let is_past = |limit| now >= waiting.since.after(self.clock.ticks(limit));
+            if !may_be_answered_early(&waiting) && self.messages.are_awaited() && is_past(DMA_ANSWER_MAX) {
+                self.messages.fail_all();
+                log.log(&self.name, || {
+                    tracing::warn!("a client waits for an answer and does not answer ours: DMA is given up");
+                });
+            }
+            if !is_past(WRITE_ANSWER_MAX) || !may_be_answered_early(&waiting) {
                 self.waiting = Some(waiting);
                 return;
             }

@@ -133,6 +133,13 @@ impl Client {
         self.private.as_ref().map_or(0, Private::answered)
     }
 
+    /// Has the answers to DMA messages wait, or go on: QEMU gives none while its processor waits for an answer of ours.
+    pub fn hold_dma(&self, holds: bool) {
+        if let Some(private) = &self.private {
+            private.hold(holds);
+        }
+    }
+
     /// Connects, and agrees on the version.
     ///
     /// # Errors

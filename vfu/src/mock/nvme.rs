@@ -96,8 +96,16 @@ impl Nvme {
     /// See [`NvmeError`].
     pub fn connect(path: &Path, memory_len: u64) -> Result<Self, NvmeError> {
         let mut client = Client::connect(path)?;
-        let mut memory = Memory::new(memory_len)?;
+        let memory = Memory::new(memory_len)?;
         client.map_memory(&memory)?;
+        Self::over(client, memory)
+    }
+
+    /// The same for a client that has its windows mapped already, shared or not.
+    ///
+    /// # Errors
+    /// See [`NvmeError`].
+    pub fn over(mut client: Client, mut memory: Memory) -> Result<Self, NvmeError> {
         client.region_write(region::CONFIG, PCI_COMMAND, &PCI_ENABLE.to_le_bytes())?;
         let admin = QueuePair::new(&mut memory, 0, 32)?;
         let page = memory.allocate(PAGE, PAGE)?;

@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{
-        Arc,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -22,33 +22,59 @@ const DATA_MAX: usize = 1 << 20;
 /// What a client with private memory keeps.
 #[derive(Debug)]
 pub(super) struct Private {
-    answered: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    answered: AtomicU64,
+    /// Answers wait.
+    holds: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn wait(&self) {
+        let holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(holds, |holds| *holds));
+    }
 }
 
 impl Private {
     /// Answers on `twin` until the server closes it.
     pub(super) fn serve(twin: OwnedFd, memory: &Memory) -> Result<Self, Errno> {
         let memory = memory.reopen()?;
-        let answered = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&answered);
+        let shared = Arc::<Shared>::default();
+        let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("guest-dma".to_owned());
         let started = thread.spawn(move || {
             let mut twin = UnixStream::from(twin);
             // The connection ends when it ends: whoever waits for an answer notices.
-            while answer(&mut twin, &memory).is_ok() {
-                count.fetch_add(1, Ordering::Relaxed);
+            while answer(&mut twin, &memory, &theirs).is_ok() {
+                theirs.answered.fetch_add(1, Ordering::Relaxed);
             }
         });
         started.map_err(|_limit| Errno::AGAIN)?;
-        Ok(Self { answered })
+        Ok(Self { shared })
+    }
+
+    pub(super) fn hold(&self, holds: bool) {
+        *self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner) = holds;
+        self.shared.changed.notify_all();
     }
 
     pub(super) fn answered(&self) -> u64 {
-        self.answered.load(Ordering::Relaxed)
+        self.shared.answered.load(Ordering::Relaxed)
     }
 }
 
-fn answer(twin: &mut UnixStream, memory: &Memory) -> std::io::Result<()> {
+impl Drop for Private {
+    fn drop(&mut self) {
+        self.hold(false);
+    }
+}
+
+fn answer(twin: &mut UnixStream, memory: &Memory, shared: &Shared) -> std::io::Result<()> {
     let mut head = [0; HEADER_LEN];
     twin.read_exact(&mut head)?;
     let header: Header = zerocopy::transmute!(head);
@@ -58,6 +84,7 @@ fn answer(twin: &mut UnixStream, memory: &Memory) -> std::io::Result<()> {
     }
     let mut payload = vec![0; len];
     twin.read_exact(&mut payload)?;
+    shared.wait();
     let reply = execute(header.command, &payload, memory);
     let (flags, payload) = match reply {
         Some(payload) => (flags::REPLY, payload),

@@ -4,13 +4,17 @@ use bdev::{IoVec, iov};
 
 use super::spec::{Command, Status};
 
+/// Not a status of a command, and never told to a host: its data are not there yet. Whoever gave the command has to bring
+/// them, and to give it again; it has done nothing.
+pub const ABSENT: Status = Status(1 << 15);
+
 /// The data of commands of one queue.
 pub trait Data {
     /// Appends vectors over the first `len` bytes of the command's data; never more than `out` has room for. The memory
     /// stays valid while the command is in flight.
     ///
     /// # Errors
-    /// The status to complete the command with.
+    /// The status to complete the command with, or [`ABSENT`].
     fn map(
         &self,
         command: &Command,
@@ -64,9 +68,35 @@ pub fn fetch_by(
 /// # Errors
 /// The status to complete the command with.
 pub fn store(data: &impl Data, command: &Command, from: &[u8]) -> Result<(), Status> {
+    target(data, command, from.len())?.store(from)
+}
+
+/// Where the data of a command go.
+pub struct Target<'a, D> {
+    data: &'a D,
+    vectors: Vec<IoVec>,
+    torn: usize,
+}
+
+/// Finds the first `len` bytes of the command's data, for what changes as it is told: a command whose data cannot be
+/// reached must change nothing.
+///
+/// # Errors
+/// The status to complete the command with.
+pub fn target<'a, D: Data>(data: &'a D, command: &Command, len: usize) -> Result<Target<'a, D>, Status> {
     let torn = data.torn();
     let mut vectors = Vec::with_capacity(TABLE_SEGMENTS);
-    data.map(command, from.len() as u64, true, &mut vectors)?;
-    iov::scatter(&vectors, from);
-    unless_torn(data, torn)
+    data.map(command, len as u64, true, &mut vectors)?;
+    Ok(Target { data, vectors, torn })
+}
+
+impl<D: Data> Target<'_, D> {
+    /// Copies `from` there, which has as many bytes.
+    ///
+    /// # Errors
+    /// The status to complete the command with.
+    pub fn store(&self, from: &[u8]) -> Result<(), Status> {
+        iov::scatter(&self.vectors, from);
+        unless_torn(self.data, self.torn)
+    }
 }

@@ -9,7 +9,6 @@
 pub mod blk;
 pub mod control;
 pub mod device;
-pub mod moderation;
 mod owner;
 pub mod queue;
 mod remote;

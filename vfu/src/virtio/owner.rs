@@ -8,7 +8,6 @@ use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, T
 use super::{
     control::{FALLBACK_PERIOD, QueueControl, QueueState},
     device::{Handler, MakeHandler, Verdict},
-    moderation::{Moderation, Moderator},
     queue::{ActivateError, Chain, Format, Position, QueueConfig, Ring, RingError, RingLayout},
     remote::{Ended, RemoteQueue},
 };
@@ -17,6 +16,7 @@ use crate::{
     dma::View,
     irq::Signal,
     last_words::LastWords,
+    moderation::{Moderation, Moderator},
     points::{QUEUE_START, QUEUE_STOP, VIRTIO},
     stages::{Laps, Sampler, Stage, Untimed},
 };

@@ -15,7 +15,6 @@ use registers::{COMMON_LEN, Field, Registers};
 use super::{
     control::{Doorbell, DoorbellMode, QueueControl, QueueState},
     device::{DeviceEvent, VirtioDevice},
-    moderation::Moderation,
     owner,
     queue::{Format, PackedRing, Position, QueueConfig, SplitRing},
     spec::{self, cap, feature, status},
@@ -23,6 +22,7 @@ use super::{
 use crate::{
     device::{Bus, DeviceDescription, DeviceModel, Home, Mappable, Progress, QueueDescription},
     irq::NO_VECTOR,
+    moderation::Moderation,
     pci::{Bar, Identity, Layout, VendorCap},
     stages::StageReading,
 };

@@ -7,7 +7,7 @@ use vfu::{
     nvme::spec::{Command, Status, admin, nvm},
 };
 
-use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, read, write};
+use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, write};
 
 fn load(nvme: &mut Nvme, queue: usize, dptr: [u64; 2]) {
     let commands: Vec<Command> = (0..48).map(|n| blocks_command(nvm::READ, 1, n * 8, 16, dptr)).collect();
@@ -37,79 +37,89 @@ fn controller_is_reset_under_load_again_and_again() {
 
 #[test]
 fn function_is_reset_under_load_and_serves_the_next_driver() {
-    let mut rig = Rig::new();
-    let mut nvme = rig.driver(Doorbells::Mapped, 1);
-    let dptr = buffer(&mut nvme);
-    load(&mut nvme, 0, dptr);
-    nvme.client().reset().unwrap();
-    drop(nvme);
-    let mut next = Nvme::connect(&rig.socket("cntrl"), 16 << 20).unwrap();
-    next.enable().unwrap();
-    next.create_queues(1, 32).unwrap();
-    assert_eq!(read(&mut next, 1, 0, 1).0, Status::SUCCESS);
+    in_either_memory(|doorbells| {
+        let mut rig = Rig::new();
+        let mut nvme = rig.driver(doorbells, 1);
+        let dptr = buffer(&mut nvme);
+        load(&mut nvme, 0, dptr);
+        nvme.client().reset().unwrap();
+        drop(nvme);
+        let mut next = Nvme::connect(&rig.socket("cntrl"), 16 << 20).unwrap();
+        next.enable().unwrap();
+        next.create_queues(1, 32).unwrap();
+        assert_eq!(read(&mut next, 1, 0, 1).0, Status::SUCCESS);
+    });
 }
 
 #[test]
 fn client_that_vanishes_under_load_leaves_the_controller_for_the_next() {
-    let mut rig = Rig::new();
-    let mut nvme = rig.driver(Doorbells::Trapped, 2);
-    let dptr = buffer(&mut nvme);
-    load(&mut nvme, 0, dptr);
-    load(&mut nvme, 1, dptr);
-    drop(nvme);
-    for _ in 0..5 {
-        let mut next = Nvme::connect(&rig.socket("cntrl"), 16 << 20).unwrap();
-        next.enable().unwrap();
-        next.create_queues(2, 32).unwrap();
-        assert_eq!(write(&mut next, 1, 3, &[1; BLOCK]), Status::SUCCESS);
-    }
-    assert_eq!(rig.server.faults(), 0);
+    in_either_memory(|doorbells| {
+        let mut rig = Rig::new();
+        let mut nvme = rig.driver(doorbells, 2);
+        let dptr = buffer(&mut nvme);
+        load(&mut nvme, 0, dptr);
+        load(&mut nvme, 1, dptr);
+        drop(nvme);
+        for _ in 0..5 {
+            let mut next = Nvme::connect(&rig.socket("cntrl"), 16 << 20).unwrap();
+            next.enable().unwrap();
+            next.create_queues(2, 32).unwrap();
+            assert_eq!(write(&mut next, 1, 3, &[1; BLOCK]), Status::SUCCESS);
+        }
+        assert_eq!(rig.server.faults(), 0);
+    });
 }
 
 #[test]
 fn endpoint_is_removed_under_load() {
-    let mut rig = Rig::new();
-    let mut nvme = rig.driver(Doorbells::Mapped, 2);
-    let dptr = buffer(&mut nvme);
-    load(&mut nvme, 0, dptr);
-    load(&mut nvme, 1, dptr);
-    assert!(rig.server.delete_endpoints(std::time::Duration::from_secs(30)));
-    assert!(rig.subsystem.links().is_empty());
-    assert_eq!(rig.server.faults(), 0);
+    in_either_memory(|doorbells| {
+        let mut rig = Rig::new();
+        let mut nvme = rig.driver(doorbells, 2);
+        let dptr = buffer(&mut nvme);
+        load(&mut nvme, 0, dptr);
+        load(&mut nvme, 1, dptr);
+        assert!(rig.server.delete_endpoints(std::time::Duration::from_secs(30)));
+        assert!(rig.subsystem.links().is_empty());
+        assert_eq!(rig.server.faults(), 0);
+    });
 }
 
 #[test]
 fn queue_is_deleted_and_made_again_while_another_works() {
-    let mut rig = Rig::new();
-    let mut nvme = rig.driver(Doorbells::Shadow, 2);
-    let dptr = buffer(&mut nvme);
-    for _ in 0..10 {
-        load(&mut nvme, 0, dptr);
-        for opcode in [admin::DELETE_SQ, admin::DELETE_CQ] {
-            nvme.admin_ok(Command { opcode, cdw10: 2, ..Command::default() }).unwrap();
+    in_either_memory(|doorbells| {
+        let mut rig = Rig::new();
+        let mut nvme = rig.driver(doorbells, 2);
+        let dptr = buffer(&mut nvme);
+        for _ in 0..10 {
+            load(&mut nvme, 0, dptr);
+            for opcode in [admin::DELETE_SQ, admin::DELETE_CQ] {
+                nvme.admin_ok(Command { opcode, cdw10: 2, ..Command::default() }).unwrap();
+            }
+            nvme.io.pop();
+            nvme.create_queues(1, 64).unwrap();
+            assert!(nvme.drain(0).unwrap().iter().all(|done| status_of(done).is_success()));
         }
-        nvme.io.pop();
-        nvme.create_queues(1, 64).unwrap();
-        assert!(nvme.drain(0).unwrap().iter().all(|done| status_of(done).is_success()));
-    }
+    });
 }
 
 #[test]
 fn queues_move_between_reactors_under_load_and_lose_nothing() {
-    let mut rig = Rig::new();
-    let socket = rig.socket("moving");
-    let endpoint = rig.server.serve_nvme(&socket, &rig.subsystem, rig.options, false);
-    let mut nvme = Nvme::connect(&socket, 16 << 20).unwrap();
-    nvme.enable().unwrap();
-    nvme.create_queues(1, 64).unwrap();
-    let dptr = buffer(&mut nvme);
-    for turn in 0..20 {
-        load(&mut nvme, 0, dptr);
-        endpoint.move_queue(0, rig.server.reactors()[turn % 2].clone());
-        let done = nvme.drain(0).unwrap();
-        assert_eq!(done.len(), 48);
-        assert!(done.iter().all(|done| status_of(done).is_success()));
-    }
+    in_either_memory(|doorbells| {
+        let mut rig = Rig::new();
+        let socket = rig.socket("moving");
+        let endpoint = rig.server.serve_nvme(&socket, &rig.subsystem, rig.options, false);
+        let mut nvme = connect(&socket, doorbells);
+        nvme.enable().unwrap();
+        nvme.create_queues(1, 64).unwrap();
+        let dptr = buffer(&mut nvme);
+        for turn in 0..20 {
+            load(&mut nvme, 0, dptr);
+            endpoint.move_queue(0, rig.server.reactors()[turn % 2].clone());
+            let done = nvme.drain(0).unwrap();
+            assert_eq!(done.len(), 48);
+            assert!(done.iter().all(|done| status_of(done).is_success()));
+        }
+    });
 }
 
 #[test]
@@ -141,21 +151,25 @@ fn endpoint_moves_between_reactors_with_its_admin_queue_under_load_and_loses_not
 
 #[test]
 fn namespaces_come_and_go_under_load() {
-    let mut rig = Rig::new();
-    let mut nvme = rig.driver(Doorbells::Mapped, 1);
-    let dptr = buffer(&mut nvme);
-    for turn in 0..10 {
-        load(&mut nvme, 0, dptr);
-        let nsid = rig.add(&format!("Extra{turn}"));
-        load(&mut nvme, 0, dptr);
-        assert!(nvme.drain(0).unwrap().iter().all(|done| status_of(done).is_success()));
-        let status =
-            (0..10_000).map(|_| write(&mut nvme, nsid, 0, &[1; BLOCK])).find(|status| status.is_success());
-        assert!(status.is_some(), "the queue follows");
-        assert!(rig.subsystem.remove_namespace(nsid));
-        let status = (0..10_000).map(|_| read(&mut nvme, nsid, 0, 1).0).find(|status| !status.is_success());
-        assert_eq!(status, Some(Status::INVALID_NAMESPACE));
-    }
+    in_either_memory(|doorbells| {
+        let mut rig = Rig::new();
+        let mut nvme = rig.driver(doorbells, 1);
+        let dptr = buffer(&mut nvme);
+        for turn in 0..10 {
+            load(&mut nvme, 0, dptr);
+            let nsid = rig.add(&format!("Extra{turn}"));
+            load(&mut nvme, 0, dptr);
+            assert!(nvme.drain(0).unwrap().iter().all(|done| status_of(done).is_success()));
+            let status = (0..10_000)
+                .map(|_| write(&mut nvme, nsid, 0, &[1; BLOCK]))
+                .find(|status| status.is_success());
+            assert!(status.is_some(), "the queue follows");
+            assert!(rig.subsystem.remove_namespace(nsid));
+            let status =
+                (0..10_000).map(|_| read(&mut nvme, nsid, 0, 1).0).find(|status| !status.is_success());
+            assert_eq!(status, Some(Status::INVALID_NAMESPACE));
+        }
+    });
 }
 
 #[test]

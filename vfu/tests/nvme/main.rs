@@ -4,10 +4,12 @@
 
 mod abort;
 mod admin;
+mod coalescing;
 mod elsewhere;
 mod io;
 mod life;
 mod model;
+mod private;
 mod random;
 mod rig;
 mod sleep;

@@ -6,7 +6,7 @@ use vfu::{
     nvme::spec::{Command, Completion, Status, nvm},
 };
 
-use crate::rig::{BLOCK, Doorbells, Rig};
+use crate::rig::{ALL, BLOCK, Rig};
 
 const AREA: u64 = 256;
 const QUEUES: usize = 3;
@@ -74,10 +74,10 @@ proptest! {
     #[test]
     fn disk_is_what_the_commands_made_of_it(
         steps in proptest::collection::vec((0..QUEUES, step()), 1..200),
-        which in 0_usize..3,
+        which in 0_usize..4,
     ) {
         let mut rig = Rig::new();
-        let doorbells = [Doorbells::Trapped, Doorbells::Mapped, Doorbells::Shadow][which];
+        let doorbells = ALL[which];
         let mut nvme = rig.driver(doorbells, QUEUES as u16);
         let at = nvme.memory.allocate(8192, 4096).unwrap();
         let mut disk = vec![0; AREA as usize * BLOCK];
@@ -91,10 +91,10 @@ proptest! {
     #[test]
     fn every_command_is_completed_once_whatever_the_batches(
         batches in proptest::collection::vec((0..QUEUES, 1_usize..70, any::<bool>()), 1..40),
-        which in 0_usize..3,
+        which in 0_usize..4,
     ) {
         let mut rig = Rig::new();
-        let doorbells = [Doorbells::Trapped, Doorbells::Mapped, Doorbells::Shadow][which];
+        let doorbells = ALL[which];
         let mut nvme = rig.driver(doorbells, QUEUES as u16);
         let at = nvme.memory.allocate(8192, 4096).unwrap();
         let (mut submitted, mut completed) = (0, 0);

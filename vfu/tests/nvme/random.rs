@@ -23,13 +23,19 @@ fn command() -> impl Strategy<Value = Command> {
     )
 }
 
+fn either() -> impl Strategy<Value = Doorbells> {
+    prop_oneof![Just(Doorbells::Trapped), Just(Doorbells::Private)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn every_io_command_ends(commands in proptest::collection::vec(command(), 1..60)) {
+    fn every_io_command_ends(
+        commands in proptest::collection::vec(command(), 1..60), doorbells in either(),
+    ) {
         let mut rig = Rig::new();
-        let mut nvme = rig.driver(Doorbells::Trapped, 1);
+        let mut nvme = rig.driver(doorbells, 1);
         // The rings lie at the start of the memory: data may go over them, so each command is waited for alone, and the
         // driver's memory is above what the commands reach.
         let spare = nvme.memory.allocate(1 << 20, 4096).unwrap();
@@ -42,9 +48,11 @@ proptest! {
     }
 
     #[test]
-    fn every_admin_command_ends_or_waits(commands in proptest::collection::vec(command(), 1..60)) {
+    fn every_admin_command_ends_or_waits(
+        commands in proptest::collection::vec(command(), 1..60), doorbells in either(),
+    ) {
         let mut rig = Rig::new();
-        let mut nvme = rig.driver(Doorbells::Trapped, 1);
+        let mut nvme = rig.driver(doorbells, 1);
         let spare = nvme.memory.allocate(1 << 20, 4096).unwrap();
         for mut command in commands.into_iter().filter(|command| command.opcode != 0x0c) {
             command.dptr = command.dptr.map(|at| if at >> 32 == 1 { at - 0x1_0000_0000 + spare } else { at });
@@ -56,9 +64,10 @@ proptest! {
     #[test]
     fn register_and_doorbell_writes_break_nothing_that_a_reset_does_not_mend(
         writes in proptest::collection::vec((0_u64..0x2100, any::<u64>(), prop_oneof![Just(1_usize), Just(2), Just(4), Just(8)]), 1..100),
+        doorbells in either(),
     ) {
         let mut rig = Rig::new();
-        let mut nvme = rig.driver(Doorbells::Trapped, 2);
+        let mut nvme = rig.driver(doorbells, 2);
         for (at, value, len) in writes {
             nvme.client().region_write(0, at, &value.to_le_bytes()[..len]).unwrap();
         }

@@ -1,6 +1,9 @@
 //! What the tests stand on.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bdev::{
     Registry,
@@ -9,6 +12,8 @@ use bdev::{
 use tempfile::TempDir;
 use vfu::{
     mock::{
+        client::Client,
+        memory::Memory,
         nvme::{Nvme, blocks_command, status_of},
         server::Server,
     },
@@ -20,15 +25,23 @@ use vfu::{
     },
 };
 
-/// How doorbells reach the controller.
+/// How doorbells reach the controller, and whether it reaches the guest's memory by mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Doorbells {
     Trapped,
     Mapped,
     Shadow,
+    /// Trapped, and the guest shares no memory.
+    Private,
 }
 
-pub(crate) const ALL: [Doorbells; 3] = [Doorbells::Trapped, Doorbells::Mapped, Doorbells::Shadow];
+pub(crate) const ALL: [Doorbells; 4] =
+    [Doorbells::Trapped, Doorbells::Mapped, Doorbells::Shadow, Doorbells::Private];
+
+/// Shows the same with shared memory and with private.
+pub(crate) fn in_either_memory(show: impl Fn(Doorbells)) {
+    [Doorbells::Trapped, Doorbells::Private].into_iter().for_each(show);
+}
 
 pub(crate) const BLOCK: usize = 512;
 pub(crate) const BLOCKS: u64 = 8192;
@@ -79,12 +92,17 @@ impl Rig {
         self.dir.path().join(name)
     }
 
+    /// Serves a controller; its socket.
+    pub(crate) fn serve(&mut self, name: &str, doorbells: Doorbells) -> PathBuf {
+        let socket = self.socket(name);
+        self.server.serve_nvme(&socket, &self.subsystem, self.options, doorbells == Doorbells::Mapped);
+        socket
+    }
+
     /// Serves a controller and connects a driver to it; nothing is enabled.
     pub(crate) fn connect(&mut self, name: &str, doorbells: Doorbells) -> Nvme {
-        let socket = self.socket(name);
-        let _endpoint =
-            self.server.serve_nvme(&socket, &self.subsystem, self.options, doorbells == Doorbells::Mapped);
-        let mut nvme = Nvme::connect(&socket, MEMORY).unwrap();
+        let socket = self.serve(name, doorbells);
+        let mut nvme = connect(&socket, doorbells);
         if doorbells == Doorbells::Mapped {
             nvme.map_doorbells().unwrap();
         }
@@ -101,6 +119,16 @@ impl Rig {
         }
         nvme
     }
+}
+
+/// Connects a driver.
+pub(crate) fn connect(socket: &Path, doorbells: Doorbells) -> Nvme {
+    let memory = Memory::new(MEMORY).unwrap();
+    let is_private = doorbells == Doorbells::Private;
+    let client = if is_private { Client::connect_private(socket, &memory) } else { Client::connect(socket) };
+    let mut client = client.unwrap();
+    client.map_memory(&memory).unwrap();
+    Nvme::over(client, memory).unwrap()
 }
 
 /// Data of up to two pages in guest memory.

@@ -12,8 +12,8 @@ use vfu::{
         split::SplitDriver,
         transport::{Areas, QueueSetup},
     },
+    moderation::Moderation,
     virtio::{
-        moderation::Moderation,
         spec::{PackedDesc, blk::kind, desc, feature, status},
         transport::TransportOptions,
     },

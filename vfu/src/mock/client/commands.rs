@@ -80,6 +80,15 @@ impl Client {
         self.dma_map(region.address, region.len, protection, file)
     }
 
+    /// Offers a part of guest RAM that is shared, whatever the rest is.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn share_region(&mut self, memory: &Memory, region: Region) -> Result<(), ClientError> {
+        let protection = Protection { read: true, write: true };
+        self.dma_map(region.address, region.len, protection, Some((memory.file(), region.offset)))
+    }
+
     /// Offers all guest RAM.
     ///
     /// # Errors

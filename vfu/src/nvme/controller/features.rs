@@ -1,10 +1,18 @@
 //! Get Features and Set Features (Base, 5.15 and 5.27; NVM, 4.1.4).
 
+use std::time::Duration;
+
 use super::{Controller, Refused, events::config};
-use crate::nvme::{
-    data::{self, Data},
-    spec::{Command, NSID_ALL, Status, feature},
+use crate::{
+    moderation::Moderation,
+    nvme::{
+        data::{self, Data},
+        spec::{Command, NSID_ALL, Status, feature},
+    },
 };
+
+/// The unit of the Aggregation Time (Base, feature 08h).
+const COALESCING_UNIT: Duration = Duration::from_micros(100);
 
 /// Values that a host can set, as after power-on.
 #[derive(Clone, Debug)]
@@ -106,6 +114,18 @@ impl Controller {
             }
             _ => return Err(Status::INVALID_FIELD),
         })
+    }
+
+    /// How interrupts of I/O completion queues on a vector are to be held back (Base, features 08h and 09h). Never those of the
+    /// admin queue.
+    #[must_use]
+    pub fn moderation(&self, vector: u16) -> Option<Moderation> {
+        let (time, threshold) = (self.features.coalescing >> 8, self.features.coalescing & 0xff);
+        // No delay, or one completion is enough; or the host wants none for this vector.
+        if time == 0 || threshold == 0 || self.features.vectors.contains(&vector) {
+            return None;
+        }
+        Some(Moderation { completions: threshold + 1, time: COALESCING_UNIT * time })
     }
 
     pub(super) fn get_features(&mut self, command: &Command, data: &impl Data) -> Result<u32, Refused> {

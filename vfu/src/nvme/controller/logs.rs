@@ -71,19 +71,25 @@ impl Controller {
         // Only a read without RAE clears what the page tells (Base, 5.16.1).
         let keep = command.cdw10 & 1 << 15 != 0;
         let scoped = command.nsid != 0 && command.nsid != NSID_ALL;
+        if !self.has_page(page) {
+            return Err(Status::INVALID_LOG_PAGE);
+        }
+        // Health is the controller's, not a namespace's (LPA bit 0 is clear).
+        if page == id::HEALTH && scoped {
+            return Err(Status::INVALID_FIELD);
+        }
+        // Before the page is made: some are taken by being read.
+        let target = data::target(data, command, usize::try_from(len).unwrap_or(0))?;
         let bytes = match page {
             id::SUPPORTED => self.supported_pages(),
             id::ERROR => self.error_page(),
-            // Health is the controller's, not a namespace's (LPA bit 0 is clear).
-            id::HEALTH if scoped => return Err(Status::INVALID_FIELD),
             id::HEALTH => self.health_page(),
             id::FIRMWARE => firmware_page(),
             id::CHANGED_NAMESPACES => self.changed_page(keep),
             id::EFFECTS => self.effects_page(),
-            id::ANA if self.subsystem.options().ana_reporting => self.ana_page(command.cdw10 & 1 << 8 != 0),
+            id::ANA => self.ana_page(command.cdw10 & 1 << 8 != 0),
             id::FEATURES => features_page(),
-            id::RESERVATION => self.reservation_page(),
-            _ => return Err(Status::INVALID_LOG_PAGE),
+            _ => self.reservation_page(),
         };
         if offset > bytes.len() as u64 {
             return Err(Status::INVALID_FIELD);
@@ -92,17 +98,20 @@ impl Controller {
         let mut out = vec![0; usize::try_from(len).unwrap_or(0)];
         let n = out.len().min(bytes.len() - from);
         out[..n].copy_from_slice(&bytes[from..from + n]);
-        data::store(data, command, &out)?;
+        target.store(&out)?;
         if !keep {
             self.events.page_read(page);
         }
         Ok(())
     }
 
+    fn has_page(&self, page: u8) -> bool {
+        PAGES.contains(&page) && (page != id::ANA || self.subsystem.options().ana_reporting)
+    }
+
     fn supported_pages(&self) -> Vec<u8> {
-        let ana = self.subsystem.options().ana_reporting;
         let mut words = [0_u32; 256];
-        for &page in PAGES.iter().filter(|&&page| page != id::ANA || ana) {
+        for &page in PAGES.iter().filter(|&&page| self.has_page(page)) {
             words[usize::from(page)] = 1;
         }
         words.as_bytes().to_vec()

@@ -15,7 +15,7 @@ use features::Features;
 use logs::ErrorLog;
 
 use super::{
-    data::Data,
+    data::{ABSENT, Data},
     link::{Link, flag},
     spec::{Command, Status, admin},
     subsystem::Subsystem,
@@ -211,9 +211,8 @@ impl Controller {
         self.events.take(self.features.async_event)
     }
 
-    /// Executes an admin command that does not concern queues.
+    /// Executes an admin command that does not concern queues. Done with [`ABSENT`], it is to be given again.
     pub fn admin(&mut self, command: &Command, data: &impl Data) -> Reply {
-        self.link.admin.commands.fetch_add(1, Ordering::Relaxed);
         let reply = match command.opcode {
             // Admin commands over PCIe use PRPs (PCIe, 4.3); over fabrics the transport has turned them into plain data.
             _ if command.fuse() != 0 => Err(Status::INVALID_FIELD),
@@ -231,6 +230,10 @@ impl Controller {
             admin::KEEP_ALIVE => Ok(Reply::OK),
             _ => Err(Status::INVALID_OPCODE),
         };
+        if reply == Err(ABSENT) {
+            return Reply::Done(ABSENT, 0);
+        }
+        self.link.admin.commands.fetch_add(1, Ordering::Relaxed);
         reply.unwrap_or_else(|status| {
             self.errors.log(0, command.cid, status, 0, command.nsid);
             Reply::Done(status, 0)

@@ -7,16 +7,19 @@ use bdev::{IoVec, MAX_SEGMENTS, Op, OpKind, Rejected, Request, Token};
 use zerocopy::IntoBytes;
 
 use super::{
-    Executor, Finished, MAX_JOBS, MAX_RANGES, Slot, SlotKind, Verdict,
-    bounce::{self, Bounce},
-    space::Access,
-    status_of, torn,
+    Executor, Finished, MAX_JOBS, MAX_RANGES, Slot, SlotKind, Verdict, space::Access, status_of, torn,
 };
-use crate::nvme::{
-    data::{self, Data},
-    link::Counters,
-    spec::{Command, CopyRange, Status},
+use crate::{
+    dma::Bounce,
+    nvme::{
+        data::{self, Data},
+        link::Counters,
+        spec::{Command, CopyRange, Status},
+    },
 };
+
+/// Bytes of a job's buffer: of one step.
+const BOUNCE_LEN: usize = 64 << 10;
 
 /// What a job does.
 #[derive(Clone, Copy, Debug)]
@@ -112,9 +115,9 @@ impl Job {
             write: Vec::with_capacity(MAX_SEGMENTS as usize),
             data: Vec::with_capacity(MAX_SEGMENTS as usize),
             done: 0,
-            bounce: Bounce::new().ok()?,
+            bounce: Bounce::new(0, BOUNCE_LEN as u64).ok()?,
             vector: Vec::with_capacity(MAX_SEGMENTS as usize),
-            scratch: vec![0; bounce::LEN],
+            scratch: vec![0; BOUNCE_LEN],
             locked: false,
             aborted: false,
         })
@@ -136,7 +139,7 @@ impl Job {
         let bytes = usize::try_from(self.step << shift).unwrap_or(0);
         match &self.kind {
             Kind::Compare | Kind::Fused { .. } if !self.writing => {
-                self.bounce.vector(bytes, &mut self.vector);
+                self.bounced(bytes);
                 bdev::iov::gather(&self.vector, &mut self.scratch[..bytes]);
                 let scratch = &self.scratch;
                 let mut equal = true;
@@ -179,7 +182,7 @@ impl Job {
 
     /// The next request.
     fn step(&mut self, shift: u32) -> Step {
-        let most = (bounce::LEN >> shift).max(1) as u64;
+        let most = (BOUNCE_LEN >> shift).max(1) as u64;
         match &self.kind {
             Kind::Discard => match self.ranges.get(self.next) {
                 Some(&(lba, blocks)) => Step::Ask { at: self.at, op: Op::Unmap, lba, blocks },
@@ -208,8 +211,8 @@ impl Job {
             Kind::Zero { fua } => {
                 let op = Op::Write { fua: *fua };
                 self.step = self.left.min(most);
-                self.bounce.vector(bounce::LEN, &mut self.vector);
-                self.vector[0].fill(0, bounce::LEN, 0);
+                self.bounced(BOUNCE_LEN);
+                self.vector[0].fill(0, BOUNCE_LEN, 0);
                 self.ask_bounced(op, self.lba, shift)
             }
             _ => {
@@ -219,8 +222,16 @@ impl Job {
         }
     }
 
+    /// Makes the vector one over the first bytes of the buffer.
+    fn bounced(&mut self, len: usize) {
+        self.vector.clear();
+        let len = u32::try_from(len.min(BOUNCE_LEN)).unwrap_or(0);
+        let found = self.bounce.view().translate(0, len, true, &mut self.vector);
+        found.expect("inside its one window, and there is room for a vector");
+    }
+
     fn ask_bounced(&mut self, op: Op, lba: u64, shift: u32) -> Step {
-        self.bounce.vector(usize::try_from(self.step << shift).unwrap_or(0), &mut self.vector);
+        self.bounced(usize::try_from(self.step << shift).unwrap_or(0));
         Step::Ask { at: self.at, op, lba, blocks: self.step }
     }
 }
@@ -368,6 +379,7 @@ impl Executor {
 
     fn end(&mut self, slot: u16, mut job: Box<Job>, status: Status, done: &mut impl FnMut(Finished)) {
         let Slot { tag, cid, kind, .. } = self.slots[usize::from(slot)];
+        self.has_failed |= !status.is_success();
         if let Kind::Fused { second, .. } = job.kind {
             if job.locked
                 && let Some(space) = self.spaces.get(job.at).and_then(Option::as_ref)

@@ -3,7 +3,6 @@
 //! Used by a transport's queue owner, on its reactor. Reads and writes go straight to the bdev; what takes several
 //! requests, or memory of our own, is a [`job`]. It knows no rings: commands come with a tag, completions leave with it.
 
-mod bounce;
 mod job;
 mod reserve;
 mod space;
@@ -20,7 +19,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     controller::{ControllerOptions, oncs},
-    data::{self, Data},
+    data::{self, ABSENT, Data},
     link::{Counters, Link},
     spec::{Command, DsmRange, NSID_ALL, Status, nvm},
     subsystem::Subsystem,
@@ -43,7 +42,7 @@ const DSM_DEALLOCATE: u32 = 1 << 2;
 /// What became of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is done.
+    /// It is done; with [`ABSENT`], it is to be given again.
     Done(Status),
     /// [`Executor::reap`] will give it back.
     InFlight,
@@ -135,6 +134,8 @@ pub struct Executor {
     pausing: bool,
     /// The volatile write cache is off: every write goes through it.
     write_through: bool,
+    /// Some command has failed since it was asked.
+    has_failed: bool,
 }
 
 /// The status of a command for how its bdev request ended.
@@ -180,6 +181,7 @@ impl Executor {
             stuck: Vec::with_capacity(usize::from(MAX_JOBS)),
             pausing: false,
             write_through: false,
+            has_failed: false,
         };
         new.refresh();
         new
@@ -269,7 +271,10 @@ impl Executor {
             _ => self.other(tag, command, data),
         };
         outcome.unwrap_or_else(|status| {
-            Counters::add(&self.counters.commands, 1);
+            if status != ABSENT {
+                self.has_failed = true;
+                Counters::add(&self.counters.commands, 1);
+            }
             Verdict::Done(status)
         })
     }
@@ -379,9 +384,9 @@ impl Executor {
             | nvm::RESERVATION_ACQUIRE
             | nvm::RESERVATION_RELEASE => {
                 offered(oncs::RESERVATIONS)?;
-                let status = self.reserve(command, data).err().unwrap_or(Status::SUCCESS);
+                self.reserve(command, data)?;
                 Counters::add(&self.counters.commands, 1);
-                Ok(Verdict::Done(status))
+                Ok(Verdict::Done(Status::SUCCESS))
             }
             // Write Uncorrectable is not offered: no bdev can mark blocks as bad.
             _ => Err(Status::INVALID_OPCODE),
@@ -654,9 +659,15 @@ impl Executor {
         if completion.status == bdev::Status::MediaError {
             Counters::add(&self.counters.media_errors, 1);
         }
+        self.has_failed |= !status.is_success();
         Counters::add(&self.counters.commands, 1);
         self.release(index);
         done(Finished { tag, cid, status, dw0: 0 });
+    }
+
+    /// Whether some command has failed since this was asked last.
+    pub fn take_failed(&mut self) -> bool {
+        std::mem::take(&mut self.has_failed)
     }
 
     #[inline]

@@ -11,7 +11,7 @@ use std::sync::{
 use reactor::Waker;
 
 use super::ring::{Buffers, Rings, Setup};
-use crate::device::HomeWaker;
+use crate::{device::HomeWaker, moderation::Moderation};
 
 /// Where a completion queue is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub(super) struct Wanted {
     pub(super) sqs: Vec<Setup>,
     /// Shadow doorbells.
     pub(super) buffers: Option<Buffers>,
+    /// How its interrupts are held back.
+    pub(super) moderation: Option<Moderation>,
 }
 
 /// A command to be aborted.
@@ -51,6 +53,8 @@ pub(super) struct Abort {
 pub(super) struct Control {
     epoch: AtomicU64,
     acked: AtomicU64,
+    /// The change for which only answers of the client are awaited.
+    awaited: AtomicU64,
     stop: AtomicBool,
     /// Nobody waits for what is left of its commands: the controller is reset.
     discard: AtomicBool,
@@ -76,6 +80,7 @@ impl Control {
         Arc::new(Self {
             epoch: AtomicU64::new(1),
             acked: AtomicU64::new(0),
+            awaited: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             discard: AtomicBool::new(false),
             state: AtomicU8::new(State::Starting as u8),
@@ -156,6 +161,13 @@ impl Control {
         }
     }
 
+    /// Whether the owner follows as soon as the client has answered its messages. A client may do so only when it is
+    /// answered itself: QEMU's processor waits with the lock that its DMA needs.
+    pub(super) fn awaits_client(&self) -> bool {
+        self.state() == State::Running
+            && self.awaited.load(Ordering::Acquire) == self.epoch.load(Ordering::Acquire)
+    }
+
     /// The rings that an owner left which has stopped.
     pub(super) fn take_rings(&self) -> Option<Rings> {
         lock(&self.rings).take()
@@ -185,8 +197,21 @@ impl Control {
     }
 
     pub(super) fn acknowledge(&self, epoch: u64) {
+        self.awaited.store(0, Ordering::Release);
         self.acked.store(epoch, Ordering::Release);
         self.home.wake();
+    }
+
+    /// Says that only the client's answers are missing to follow.
+    pub(super) fn await_client(&self, epoch: u64) {
+        if self.awaited.swap(epoch, Ordering::AcqRel) != epoch {
+            self.home.wake();
+        }
+    }
+
+    /// Whether that was said of the change that is wanted now.
+    pub(super) fn is_awaiting(&self) -> bool {
+        self.awaited.load(Ordering::Acquire) == self.epoch()
     }
 
     #[inline]
@@ -194,12 +219,19 @@ impl Control {
         self.has_aborts.load(Ordering::Acquire)
     }
 
-    /// Takes the commands to be aborted, and says whether each was.
-    pub(super) fn settle_aborts(&self, mut each: impl FnMut(Abort) -> bool) {
+    /// Takes the commands to be aborted, and says whether each was; those of which nothing can be said yet stay.
+    pub(super) fn settle_aborts(&self, mut each: impl FnMut(Abort) -> Option<bool>) {
         self.has_aborts.store(false, Ordering::Release);
         let aborts = std::mem::take(&mut *lock(&self.aborts));
-        let settled = aborts.into_iter().map(|abort| (abort.by, each(abort)));
-        lock(&self.aborted).extend(settled);
+        for abort in aborts {
+            match each(abort) {
+                Some(outcome) => lock(&self.aborted).push((abort.by, outcome)),
+                None => {
+                    lock(&self.aborts).push(abort);
+                    self.has_aborts.store(true, Ordering::Release);
+                }
+            }
+        }
         self.home.wake();
     }
 

@@ -10,22 +10,27 @@ use super::{
     doorbells::{Doorbells, Side},
     memory::GuestData,
     registers::{Register, Registers, capabilities},
+    remote::{Errands, Outcome},
     ring::{Buffers, Cq, Setup, Sq},
 };
 use crate::{
     device::{Bus, Home, Progress},
-    dma::View,
+    dma::{Asker, View},
     irq::Signal,
     nvme::{
         controller::{Controller, Reply},
+        data::{ABSENT, Data},
+        io::Finished,
         link::{Counters, QueueInfo, flag},
-        spec::{Command, NSSR_MAGIC, PAGE, Status, admin, cc, csts, reg},
+        spec::{Command, NSSR_MAGIC, PAGE, Status, admin, cc, csts, feature, reg},
     },
 };
 
 /// Admin commands executed in one pass.
 const COMMANDS_PER_PASS: u16 = 64;
 
+/// Looks at what only messages reach in one go; everything mapped, it might not end.
+const REMOTE_STEPS: usize = 64;
 /// Abort commands at a time (ACL of Identify Controller, counted from one).
 const ABORTS_MAX: usize = 4;
 /// Dword 0 of an Abort that did not.
@@ -38,6 +43,8 @@ struct Admin {
     view: View,
     signal: Signal,
     asserted: bool,
+    /// What only messages reach, once there was something.
+    remote: Option<Box<Errands>>,
 }
 
 /// A completion queue, as the home sees it.
@@ -89,6 +96,8 @@ pub(super) struct Device {
     aborts: Vec<(u16, u16)>,
     pub(super) buffers: Option<Buffers>,
     resetting: Option<After>,
+    /// What the admin queue had under way to the guest when a reset began.
+    leaving: Option<Box<Errands>>,
     /// The owner of a queue has panicked.
     pub(super) is_faulted: bool,
 }
@@ -111,6 +120,7 @@ impl Device {
             aborts: Vec::new(),
             buffers: None,
             resetting: None,
+            leaving: None,
             is_faulted: false,
         }
     }
@@ -187,10 +197,10 @@ impl Device {
         let old = std::mem::replace(&mut self.registers.cc, value);
         let changed = old ^ value;
         if changed & cc::EN != 0 {
-            if value & cc::EN != 0 {
-                self.enable();
-            } else {
+            if value & cc::EN == 0 {
                 self.stop(After::Disable);
+            } else if self.resetting.is_none() {
+                self.enable();
             }
         }
         if cc::shn(value) != 0 && cc::shn(old) == 0 {
@@ -218,9 +228,11 @@ impl Device {
             view: View::new(&self.bus.windows),
             signal: self.bus.irqs.signal(0),
             asserted: false,
+            remote: None,
         };
         // Some drivers enable the controller before they let it reach memory; its first command finds the rings then.
-        let reachable = admin.resolve(&self.bus) || !self.bus.bus_master();
+        let home = Asker::Home(self.home.waker.clone());
+        let reachable = admin.resolve(&self.bus, &home) || !self.bus.bus_master();
         if !valid || !reachable {
             tracing::warn!(
                 cc = format!("{value:#x}"),
@@ -244,10 +256,11 @@ impl Device {
     /// Stops all queues; [`Self::progress`] does the rest when they have.
     fn stop(&mut self, after: After) {
         self.resetting = self.resetting.max(Some(after));
-        if let Some(admin) = self.admin.take()
-            && admin.asserted
-        {
-            self.bus.irqs.deassert_level();
+        if let Some(admin) = self.admin.take() {
+            if admin.asserted {
+                self.bus.irqs.deassert_level();
+            }
+            self.leaving = admin.remote.or(self.leaving.take());
         }
         self.deletions.clear();
         self.aborts.clear();
@@ -275,6 +288,10 @@ impl Device {
             After::Subsystem => Registers { cap, csts: csts::NSSRO, ..Registers::default() },
             After::PowerOn => Registers { cap, ..Registers::default() },
         };
+        // A host that did not wait for RDY to fall.
+        if self.registers.cc & cc::EN != 0 {
+            self.enable();
+        }
     }
 
     /// Windows, interrupts or bus mastering changed.
@@ -282,7 +299,7 @@ impl Device {
         if let Some(admin) = &mut self.admin {
             admin.view = View::new(&self.bus.windows);
             admin.signal = self.bus.irqs.signal(0);
-            admin.resolve(&self.bus);
+            admin.resolve(&self.bus, &Asker::Home(self.home.waker.clone()));
         }
         self.sync_groups();
         self.poll_admin();
@@ -311,10 +328,16 @@ impl Device {
         }
         if let Some(after) = self.resetting {
             let gone = |group: &Group| matches!(group.control.state(), State::Stopped | State::Failed);
-            if !self.groups.iter().flatten().all(gone) {
-                return Progress::Pending;
+            let admin_is_gone = self.leaving.as_mut().is_none_or(|errands| errands.is_over());
+            if !admin_is_gone || !self.groups.iter().flatten().all(gone) {
+                let awaits_client = |group: &Group| gone(group) || group.control.awaits_client();
+                // A host that disables the controller looks at RDY until it falls, and its processor may answer our
+                // messages only when its own are answered.
+                let is_told_later =
+                    after == After::Disable && self.groups.iter().flatten().all(awaits_client);
+                return if is_told_later { Progress::Done } else { Progress::Pending };
             }
-            self.resetting = None;
+            (self.resetting, self.leaving) = (None, None);
             self.stopped(after);
             return Progress::Done;
         }
@@ -324,10 +347,14 @@ impl Device {
         }
         self.end_deletions();
         self.tell_events();
+        if self.serve_remote() {
+            self.poll_admin();
+        }
         // A queue that is being deleted holds nobody else up; one that has not followed a change does.
         let deleted = |cqid: usize| self.deletions.iter().any(|deletion| usize::from(deletion.cqid) == cqid);
         let settled = self.groups.iter().enumerate().all(|(cqid, group)| {
-            group.as_ref().is_none_or(|group| group.control.is_settled() || deleted(cqid))
+            let settled = |control: &Control| control.is_settled() || control.awaits_client();
+            group.as_ref().is_none_or(|group| settled(&group.control) || deleted(cqid))
         });
         if settled { Progress::Done } else { Progress::Pending }
     }
@@ -399,16 +426,28 @@ impl Device {
     }
 
     fn has_room(&mut self) -> bool {
-        self.admin.as_mut().is_some_and(|admin| admin.cq.room(1) > 0)
+        self.admin.as_mut().is_some_and(|admin| {
+            let owed = admin.remote.as_ref().map_or(0, |errands| errands.owed());
+            admin.cq.room(owed + 1) > owed
+        })
     }
 
     fn post(&mut self, cid: u16, status: Status, dw0: u32) {
-        if let Some(admin) = &mut self.admin {
-            admin.cq.post_raw(admin.sq.head, 0, cid, status, dw0);
+        let Some(admin) = &mut self.admin else { return };
+        match &mut admin.remote {
+            Some(errands) if admin.cq.is_remote => errands.post(0, Finished { tag: 0, cid, status, dw0 }),
+            _ => admin.cq.post_raw(admin.sq.head, 0, cid, status, dw0),
         }
     }
 
+    /// Interrupts for what was posted; where that takes messages, [`Self::serve_remote`] does when it has arrived.
     fn raise(&mut self) {
+        if self.admin.as_ref().is_some_and(|admin| !admin.cq.is_remote) {
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&mut self) {
         let Some(admin) = &mut self.admin else { return };
         self.controller.link().admin.interrupts.fetch_add(1, Ordering::Relaxed);
         if admin.signal.is_pin() && !admin.asserted {
@@ -452,21 +491,77 @@ impl Device {
             && let Some(command) = self.next_admin()
         {
             taken += 1;
-            if let Reply::Done(status, dw0) = self.execute(&command) {
-                self.post(command.cid, status, dw0);
+            match self.execute_mapped(&command) {
+                Reply::Done(ABSENT, _) => self.hand_over(&command),
+                Reply::Done(status, dw0) => self.post(command.cid, status, dw0),
+                Reply::Held => {}
             }
         }
         if taken > 0 {
             self.raise();
             self.tell_events();
         }
-        taken > 0
+        self.serve_remote() || taken > 0
+    }
+
+    /// Has the data of a command brought by messages.
+    #[cold]
+    fn hand_over(&mut self, command: &Command) {
+        let Some(admin) = &mut self.admin else { return };
+        let errands = errands(&mut admin.remote, &self.bus, &Asker::Home(self.home.waker.clone()));
+        // There is room: no command was taken without.
+        errands.take(0, &[*command]);
+    }
+
+    /// Moves on what only messages reach. True if something moved.
+    pub(super) fn serve_remote(&mut self) -> bool {
+        let moved = (0..REMOTE_STEPS).take_while(|_| self.step_remote()).count();
+        if moved == REMOTE_STEPS {
+            self.home.waker.wake();
+        }
+        moved > 0
+    }
+
+    fn step_remote(&mut self) -> bool {
+        let owed = self.owed();
+        let Some(Admin { sq, cq, view, remote, .. }) = &mut self.admin else { return false };
+        // Out of the way of what it executes.
+        let Some(mut errands) = remote.take() else { return false };
+        let (view, sqs) = (view.clone(), std::slice::from_mut(sq));
+        let moves = errands.advance(sqs, cq, &view);
+        let is_bad = sqs[0].is_remote && sqs[0].look().is_err();
+        let owed = owed + errands.owed();
+        let room = cq.room(owed + 1).saturating_sub(owed);
+        let brought = errands.bring_entries(sqs, room, &view);
+        let executed = errands.execute(&view, |_, commands, data| match self.execute(&commands[0], data) {
+            Reply::Done(status, dw0) => Outcome::Done(status, dw0),
+            Reply::Held => Outcome::Held,
+        });
+        if let Some(admin) = &mut self.admin {
+            admin.remote = Some(errands);
+        }
+        if is_bad {
+            self.controller.link().notify(flag::BAD_DOORBELL);
+        }
+        if moves.arrived {
+            self.interrupt();
+        }
+        if executed {
+            self.tell_events();
+        }
+        moves.moved || executed || brought > 0
+    }
+
+    /// Completions that commands which wait will need.
+    fn owed(&self) -> u16 {
+        u16::try_from(self.deletions.len() + self.aborts.len()).unwrap_or(u16::MAX)
     }
 
     /// The next admin command for whose completion there is room, besides those that are owed.
     fn next_admin(&mut self) -> Option<Command> {
-        let owed = u16::try_from(self.deletions.len() + self.aborts.len()).unwrap_or(u16::MAX);
+        let mut owed = self.owed();
         let admin = self.admin.as_mut()?;
+        owed += admin.remote.as_ref().map_or(0, |errands| errands.owed());
         match admin.sq.look() {
             Ok(0) => return None,
             Ok(_) => {}
@@ -475,7 +570,8 @@ impl Device {
                 return None;
             }
         }
-        if admin.cq.room(owed.saturating_add(1)) <= owed {
+        let is_full = admin.remote.as_ref().is_some_and(|errands| !errands.has_room());
+        if is_full || admin.cq.room(owed.saturating_add(1)) <= owed {
             return None;
         }
         let command = admin.sq.peek(0)?;
@@ -483,7 +579,13 @@ impl Device {
         Some(command)
     }
 
-    fn execute(&mut self, command: &Command) -> Reply {
+    fn execute_mapped(&mut self, command: &Command) -> Reply {
+        let Some(admin) = &self.admin else { return Reply::Done(Status::INTERNAL_ERROR, 0) };
+        let view = admin.view.clone();
+        self.execute(command, &GuestData { view: &view, admin: true })
+    }
+
+    fn execute(&mut self, command: &Command, data: &impl Data) -> Reply {
         let queue = match command.opcode {
             admin::CREATE_CQ => self.create_cq(command),
             admin::CREATE_SQ => self.create_sq(command),
@@ -492,8 +594,11 @@ impl Device {
             admin::DOORBELL_BUFFER => self.set_buffers(command),
             admin::ABORT if command.cdw10 & 0xffff != 0 => self.abort(command),
             _ => {
-                let Some(admin) = &self.admin else { return Reply::Done(Status::INTERNAL_ERROR, 0) };
-                return self.controller.admin(command, &GuestData { view: &admin.view, admin: true });
+                let reply = self.controller.admin(command, data);
+                if command.opcode == admin::SET_FEATURES && reply == Reply::OK && sets_moderation(command) {
+                    self.tell_moderation();
+                }
+                return reply;
             }
         };
         Counters::add(&self.controller.link().admin.commands, 1);
@@ -514,11 +619,29 @@ impl Device {
     }
 }
 
+/// Whether Set Features is about how interrupts are held back.
+fn sets_moderation(command: &Command) -> bool {
+    matches!(command.cdw10.to_le_bytes()[0], feature::COALESCING | feature::VECTOR)
+}
+
 impl Admin {
     /// Finds the rings anew; false where they cannot be reached.
-    fn resolve(&mut self, bus: &Bus) -> bool {
+    fn resolve(&mut self, bus: &Arc<Bus>, home: &Asker) -> bool {
+        let Self { sq, cq, remote, .. } = self;
         let view = bus.bus_master().then_some(&self.view);
         // The admin queue has no shadow doorbells: Linux and SPDK ring it by its register.
-        self.cq.resolve(view, None) & self.sq.resolve(view, None)
+        let is_mapped = cq.resolve(view, None) & sq.resolve(view, None);
+        let found = is_mapped || view.is_some_and(|view| cq.go_remote(view) & sq.go_remote(view));
+        if found && !is_mapped {
+            errands(remote, bus, home);
+        }
+        if let Some(errands) = remote {
+            errands.retry(&self.view);
+        }
+        found
     }
+}
+
+fn errands<'a>(there: &'a mut Option<Box<Errands>>, bus: &Arc<Bus>, home: &Asker) -> &'a mut Errands {
+    there.get_or_insert_with(|| Box::new(Errands::new(bus, home.clone())))
 }

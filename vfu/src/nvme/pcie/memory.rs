@@ -4,12 +4,53 @@ use bdev::IoVec;
 
 use super::{prp, sgl};
 use crate::{
-    dma::View,
+    dma::{Fault, View},
     nvme::{
-        data::Data,
+        data::{ABSENT, Data},
         spec::{Command, PAGE, Status},
     },
 };
+
+/// Where PRP lists and SGL segments are read.
+pub(super) trait Lists {
+    /// Reads a part of one.
+    ///
+    /// # Errors
+    /// The status of the command.
+    fn read(&self, at: u64, to: &mut [u8]) -> Result<(), Status>;
+}
+
+impl Lists for View {
+    #[inline]
+    fn read(&self, at: u64, to: &mut [u8]) -> Result<(), Status> {
+        Self::read(self, at, to).map_err(|fault| unreachable(self, fault))
+    }
+}
+
+/// What becomes of a command whose data or lists the view does not reach: they may be where messages do.
+#[cold]
+fn unreachable(view: &View, Fault(address): Fault) -> Status {
+    if view.is_remote(address, 1) { ABSENT } else { Status::DATA_TRANSFER_ERROR }
+}
+
+/// Calls `each` with address and length of every piece of a command's data, in order.
+///
+/// # Errors
+/// The status of the command; `each` may have been called before.
+#[inline]
+pub(super) fn walk(
+    lists: &impl Lists,
+    (psdt, dptr): (u8, [u64; 2]),
+    is_admin: bool,
+    len: u64,
+    each: impl FnMut(u64, u32) -> Result<(), Status>,
+) -> Result<(), Status> {
+    match psdt {
+        0 => prp::walk(lists, dptr, len, each),
+        1 | 2 if !is_admin => sgl::walk(lists, dptr, len, each),
+        _ => Err(Status::INVALID_FIELD),
+    }
+}
 
 /// The data of the commands of one queue.
 pub(super) struct GuestData<'a> {
@@ -32,7 +73,7 @@ impl Data for GuestData<'_> {
         if command.psdt() == 0 && first % PAGE + len <= PAGE && first & 3 == 0 {
             #[expect(clippy::cast_possible_truncation, reason = "at most a page")]
             let translated = self.view.translate(first, len as u32, device_writes, out);
-            return translated.map_err(|_unreachable| Status::DATA_TRANSFER_ERROR);
+            return translated.map_err(|fault| unreachable(self.view, fault));
         }
         self.map_pieces(command, len, device_writes, out)
     }
@@ -53,30 +94,30 @@ impl GuestData<'_> {
         device_writes: bool,
         out: &mut Vec<IoVec>,
     ) -> Result<(), Status> {
-        let mut runs = Runs { view: self.view, device_writes, out, start: 0, len: 0 };
-        match command.psdt() {
-            0 => prp::walk(self.view, command.dptr, len, |addr, len| runs.push(addr, len))?,
-            1 | 2 if !self.admin => {
-                sgl::walk(self.view, command.dptr, len, |addr, len| runs.push(addr, len))?;
-            }
-            _ => return Err(Status::INVALID_FIELD),
-        }
+        let mut runs = Runs::new(|addr, len| {
+            let translated = self.view.translate(addr, len, device_writes, out);
+            translated.map_err(|fault| unreachable(self.view, fault))
+        });
+        let data = (command.psdt(), command.dptr);
+        walk(self.view, data, self.admin, len, |addr, len| runs.push(addr, len))?;
         runs.flush()
     }
 }
 
-/// Puts neighbouring pieces together, so that a contiguous buffer is one vector.
-struct Runs<'a> {
-    view: &'a View,
-    device_writes: bool,
-    out: &'a mut Vec<IoVec>,
+/// Puts neighbouring pieces together, so that a contiguous buffer is one piece.
+pub(super) struct Runs<F> {
+    each: F,
     start: u64,
     len: u32,
 }
 
-impl Runs<'_> {
+impl<F: FnMut(u64, u32) -> Result<(), Status>> Runs<F> {
+    pub(super) fn new(each: F) -> Self {
+        Self { each, start: 0, len: 0 }
+    }
+
     #[inline]
-    fn push(&mut self, addr: u64, len: u32) -> Result<(), Status> {
+    pub(super) fn push(&mut self, addr: u64, len: u32) -> Result<(), Status> {
         if self.start.wrapping_add(u64::from(self.len)) == addr
             && let Some(sum) = self.len.checked_add(len)
         {
@@ -89,13 +130,10 @@ impl Runs<'_> {
     }
 
     #[inline]
-    fn flush(&mut self) -> Result<(), Status> {
-        if self.len == 0 {
-            return Ok(());
+    pub(super) fn flush(&mut self) -> Result<(), Status> {
+        match std::mem::take(&mut self.len) {
+            0 => Ok(()),
+            len => (self.each)(self.start, len),
         }
-        let (start, len) = (self.start, std::mem::take(&mut self.len));
-        self.view
-            .translate(start, len, self.device_writes, self.out)
-            .map_err(|_unreachable| Status::DATA_TRANSFER_ERROR)
     }
 }

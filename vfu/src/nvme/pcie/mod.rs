@@ -9,6 +9,7 @@ mod owner;
 mod prp;
 mod queues;
 mod registers;
+mod remote;
 mod ring;
 mod sgl;
 pub mod shadow;

@@ -9,15 +9,18 @@ use super::{
     control::{Abort, Control, State, Wanted},
     doorbells::Doorbells,
     memory::GuestData,
+    remote::{Errands, Outcome},
     ring::{Cq, Rings, Setup, Sq},
 };
 use crate::{
     device::Bus,
-    dma::View,
+    dma::{Asker, View},
     irq::Signal,
     last_words::LastWords,
+    moderation::{Moderation, Moderator},
     nvme::{
         controller::ControllerOptions,
+        data::ABSENT,
         io::{Executor, Finished, MAX_IN_FLIGHT, Verdict},
         link::{Counters, Link, flag},
         spec::{Command, Status},
@@ -85,6 +88,13 @@ struct Owner {
     io: Executor,
     view: View,
     signal: Option<Signal>,
+    /// What only messages reach, once there was something.
+    remote: Option<Box<Errands>>,
+    /// Holds its interrupts back, if the host wants that; and the tail of the completion queue when it was told last.
+    moderator: Option<Moderator>,
+    told: u16,
+    /// There is a pin to let go of, something that only messages reach, or an interrupt that may be held back.
+    attends: bool,
     /// Completions that commands in flight will need.
     owed: u16,
     /// The queue holds the pin up.
@@ -124,6 +134,10 @@ impl Owner {
             io,
             view,
             signal: None,
+            remote: None,
+            moderator: None,
+            told: 0,
+            attends: false,
             owed: 0,
             asserted: false,
             blocked: false,
@@ -157,8 +171,13 @@ impl Owner {
     /// Takes commands from every submission queue. True if completions were posted at once.
     #[inline]
     fn take(&mut self, laps: &mut impl Laps) -> bool {
-        let Self { sqs, cq, io, view, owed, .. } = self;
+        let Self { sqs, cq, io, view, owed, remote, bus, cx, attends, .. } = self;
         let data = GuestData { view, admin: false };
+        let mut hand_over = |qid: u16, commands: &[Command]| {
+            *attends = true;
+            let remote = remote.get_or_insert_with(|| errands(bus, cx));
+            remote.take(qid, commands)
+        };
         let mut posted = false;
         self.blocked = false;
         for (index, sq) in sqs.iter_mut().enumerate() {
@@ -182,7 +201,8 @@ impl Owner {
                     continue;
                 }
                 if command.fuse() != Command::FUSE_NONE {
-                    let (taken, more) = fused(sq, cq, io, owed, (tag, command, waiting, room), &data);
+                    let at_hand = (tag, command, waiting, room);
+                    let (taken, more) = fused((sq, cq), io, owed, at_hand, &data, &mut hand_over);
                     posted |= more;
                     if taken == 0 {
                         self.blocked = room < 2;
@@ -200,6 +220,13 @@ impl Owner {
                 match io.submit(tag, &command, &data, laps) {
                     Verdict::InFlight => *owed += 1,
                     Verdict::Full => break,
+                    Verdict::Done(ABSENT) => {
+                        if !hand_over(sq.setup.qid, &[command]) {
+                            self.blocked = true;
+                            break;
+                        }
+                        *owed += 1;
+                    }
                     Verdict::Done(status) => {
                         laps.count(1, 1);
                         sq.advance(1);
@@ -222,23 +249,108 @@ impl Owner {
 
     /// Posts what has finished, and raises the interrupt. True if something had.
     #[inline]
-    fn complete(&mut self, mut posted: bool, laps: &mut impl Laps) -> bool {
-        let Self { io, cq, sqs, owed, view, .. } = self;
-        let mut done = 0;
+    fn complete(&mut self, mut posted: bool, now: Tick, laps: &mut impl Laps) -> bool {
+        let Self { io, cq, sqs, owed, view, remote, .. } = self;
+        let (mut done, mut elsewhere) = (0, false);
         io.reap(&GuestData { view, admin: false }, laps, &mut |finished: Finished| {
-            *owed -= 1;
             done += 1;
             if let Some(sq) = sqs.get(usize::from(finished.tag)) {
+                *owed -= 1;
                 cq.post(sq.head, sq.setup.qid, finished);
                 posted = true;
+            } else if let Some(remote) = remote {
+                remote.finished(finished);
+                elsewhere = true;
             }
         });
         laps.count(0, done);
-        if posted {
+        if posted && (self.moderator.is_none() || self.raises_now(now)) {
             self.raise();
             laps.lap(Stage::Interrupt);
         }
-        posted
+        posted || elsewhere
+    }
+
+    /// Whether what was posted is told at once, by the host's rules. They should not delay what failed (Base, feature 08h).
+    #[cold]
+    fn raises_now(&mut self, now: Tick) -> bool {
+        let (posted, tail) = self.cq.since(self.told);
+        self.told = tail;
+        let Some(moderator) = &mut self.moderator else { return true };
+        moderator.published(posted.into(), true, now) || (self.io.take_failed() && moderator.flush())
+    }
+
+    /// Takes the host's rules for interrupts.
+    fn moderate(&mut self, moderation: Option<Moderation>) {
+        self.told = self.cq.since(0).1;
+        self.io.take_failed();
+        self.moderator = moderation.map(|it| Moderator::new(it, self.cx.clock().ticks(it.time)));
+    }
+
+    /// What few queues need in a pass. True if something moved.
+    #[cold]
+    fn attend(&mut self, now: Tick) -> bool {
+        if self.asserted {
+            self.settle_pin();
+        }
+        if self.moderator.as_mut().is_some_and(|moderator| moderator.is_due(now)) {
+            self.raise();
+        }
+        self.serve_remote(true, now)
+    }
+
+    /// Moves on what only messages reach; takes more of it if it `brings`. True if something moved.
+    #[cold]
+    fn serve_remote(&mut self, brings: bool, now: Tick) -> bool {
+        let Self { remote: Some(remote), sqs, cq, io, view, owed, blocked, .. } = self else { return false };
+        let moves = remote.advance(sqs, cq, view);
+        *owed -= moves.released;
+        let executed = remote.execute(view, |tag, commands, data| match commands {
+            [command] => match io.submit(tag, command, data, &mut Untimed) {
+                Verdict::Done(status) => Outcome::Done(status, 0),
+                Verdict::InFlight => Outcome::InFlight,
+                Verdict::Full => Outcome::Full,
+            },
+            [first, second] => match io.submit_fused(tag, (first, second), data) {
+                Ok(Verdict::InFlight) => Outcome::InFlight,
+                Ok(_) => Outcome::Full,
+                Err(status) => Outcome::Done(status, 0),
+            },
+            _ => Outcome::Done(Status::INTERNAL_ERROR, 0),
+        });
+        io.kick();
+        let mut brought = 0;
+        if brings {
+            let room = cq.room(*owed + 1).saturating_sub(*owed);
+            brought = remote.bring_entries(sqs, room, view);
+            *owed += brought;
+            *blocked |= room == 0;
+        }
+        if moves.arrived && (self.moderator.is_none() || self.raises_now(now)) {
+            self.raise();
+        }
+        moves.moved || executed || brought > 0
+    }
+
+    /// Before a change is followed: ends what only messages reach as far as the change needs it. Whether something moved, and
+    /// whether there is something left to wait for.
+    #[cold]
+    fn end_remote(&mut self, stops: bool, sqs: &[Setup], now: Tick) -> (bool, bool) {
+        let Some(remote) = &mut self.remote else { return (false, false) };
+        if self.control.is_discarding() {
+            return (false, !remote.is_over());
+        }
+        let keeps = |qid| sqs.iter().any(|setup| setup.qid == qid);
+        let is_needed = |remote: &Errands| {
+            if stops { !remote.is_idle() } else { remote.works_for_others(keeps) }
+        };
+        self.owed -= remote.forget(keeps);
+        if !is_needed(remote) {
+            remote.glance();
+            return (false, false);
+        }
+        let moved = self.serve_remote(false, now);
+        (moved, self.remote.as_ref().is_some_and(|remote| is_needed(remote)))
     }
 
     /// One pass over the rings.
@@ -249,13 +361,11 @@ impl Owner {
         // After the rings were looked at: a window mapped before the driver used it is seen.
         let epoch = self.control.epoch();
         if epoch != self.epoch {
-            return self.follow(epoch);
+            return self.follow(epoch, now);
         }
-        if self.asserted {
-            self.settle_pin();
-        }
+        let moved = self.attends && self.attend(now);
         if self.control.has_aborts() {
-            self.abort();
+            self.abort(now);
         }
         let mut posted = false;
         if waiting > 0 {
@@ -263,13 +373,17 @@ impl Owner {
             self.io.kick();
             laps.lap(Stage::Backend);
         }
-        if waiting == 0 && self.io.in_flight() == 0 {
+        if waiting == 0 && self.io.in_flight() == 0 && !moved {
             return Work::Idle;
         }
         self.looks = 0;
         let blocked = self.blocked;
         // A queue whose driver does not look at its completions has nothing to do, however much waits.
-        if self.complete(posted, laps) || (waiting > 0 && !blocked) { Work::Busy } else { Work::Idle }
+        if self.complete(posted, now, laps) || (waiting > 0 && !blocked) || moved {
+            Work::Busy
+        } else {
+            Work::Idle
+        }
     }
 
     /// A pass whose stages are timed.
@@ -286,7 +400,7 @@ impl Owner {
         let Some(signal) = &self.signal else { return };
         Counters::add(&self.io.counters().interrupts, 1);
         if signal.is_pin() && !self.asserted {
-            self.asserted = true;
+            (self.asserted, self.attends) = (true, true);
             self.bus.irqs.assert_level();
         }
         signal.raise_level();
@@ -309,19 +423,26 @@ impl Owner {
     /// Aborts what it was told to, if it is not with a bdev: steps that a command still has to make, and commands that were
     /// not taken yet for want of room.
     #[cold]
-    fn abort(&mut self) {
-        let Self { control, sqs, io, .. } = self;
+    fn abort(&mut self, now: Tick) {
+        self.serve_remote(true, now);
+        let Self { control, sqs, io, remote, .. } = self;
         control.settle_aborts(|Abort { sqid, cid, .. }| {
-            let Some(tag) = sqs.iter().position(|sq| sq.setup.qid == sqid) else { return false };
-            io.abort(u16::try_from(tag).unwrap_or(u16::MAX), cid) || sqs[tag].abort(cid)
+            let Some(tag) = sqs.iter().position(|sq| sq.setup.qid == sqid) else { return Some(false) };
+            match remote.as_mut().map_or(Ok(Some(false)), |remote| remote.abort(sqid, cid)) {
+                Ok(Some(false)) => {
+                    Some(io.abort(u16::try_from(tag).unwrap_or(u16::MAX), cid) || sqs[tag].abort(cid))
+                }
+                Ok(known) => known,
+                Err(tag) => Some(io.abort(tag, cid)),
+            }
         });
     }
 
     /// Follows a change when nothing is in flight.
     #[cold]
-    fn follow(&mut self, epoch: u64) -> Work {
+    fn follow(&mut self, epoch: u64, now: Tick) -> Work {
         let stops = self.control.is_stopping();
-        let Wanted { sqs, buffers } = self.control.wanted();
+        let Wanted { sqs, buffers, moderation } = self.control.wanted();
         // Commands are known by the place of their queue: with one less, there must be none.
         let shrinks = self.sqs.iter().any(|sq| !sqs.contains(&sq.setup));
         if stops || shrinks {
@@ -332,9 +453,17 @@ impl Owner {
         if self.control.is_discarding() {
             self.io.abort_all();
         }
-        let finished = self.complete(false, &mut Untimed);
-        if self.io.unpaused() > 0 {
-            return if finished { Work::Busy } else { Work::Idle };
+        let finished = self.complete(false, now, &mut Untimed);
+        let (moved, is_left) = self.end_remote(stops, &sqs, now);
+        if self.io.unpaused() > 0 || is_left {
+            if self.io.unpaused() == 0 {
+                self.control.await_client(epoch);
+            }
+            return if finished || moved { Work::Busy } else { Work::Idle };
+        }
+        // What is held back by the old rules is told before the new ones.
+        if self.moderator.as_mut().is_some_and(Moderator::flush) {
+            self.raise();
         }
         if stops {
             NVME.record_text(QUEUE_STOP, self.vector.map_or(u64::MAX, u64::from), &self.name);
@@ -358,9 +487,20 @@ impl Owner {
         }
         // Memory comes and goes in steps; the last one brings the rings back.
         let view = self.bus.bus_master().then_some(&self.view);
-        let mut resolved = self.cq.resolve(view, buffers);
+        let cq = &mut self.cq;
+        let mut resolved = cq.resolve(view, buffers) || view.is_some_and(|view| cq.go_remote(view));
+        let mut is_remote = cq.is_remote;
         for sq in &mut self.sqs {
-            resolved &= sq.resolve(view, buffers);
+            // What is executed here is posted here: behind a completion queue that takes messages, so does its entry.
+            let is_mapped = sq.resolve(view, buffers) && !cq.is_remote;
+            resolved &= is_mapped || view.is_some_and(|view| sq.go_remote(view));
+            is_remote |= sq.is_remote;
+        }
+        if is_remote {
+            self.remote.get_or_insert_with(|| errands(&self.bus, &self.cx));
+        }
+        if let Some(remote) = &mut self.remote {
+            self.owed -= remote.retry(&self.view);
         }
         if !resolved {
             tracing::debug!(queue = self.name, "queue suspended");
@@ -369,6 +509,8 @@ impl Owner {
         if !self.signal.as_ref().is_some_and(Signal::is_pin) {
             self.release_pin();
         }
+        self.moderate(moderation);
+        self.attends = self.asserted || self.remote.is_some() || self.moderator.is_some();
         self.io.resume();
         self.epoch = epoch;
         self.control.acknowledge(epoch);
@@ -392,15 +534,19 @@ impl Owner {
     }
 }
 
+fn errands(bus: &Arc<Bus>, cx: &PollerCx) -> Box<Errands> {
+    Box::new(Errands::new(bus, Asker::Queue(cx.waker())))
+}
+
 /// Takes two fused commands, or refuses one that stands alone. How many were taken, and whether completions were posted.
 #[cold]
 fn fused(
-    sq: &mut Sq,
-    cq: &mut Cq,
+    (sq, cq): (&mut Sq, &mut Cq),
     io: &mut Executor,
     owed: &mut u16,
     (tag, first, waiting, room): (u16, Command, u16, u16),
     data: &GuestData<'_>,
+    hand_over: &mut impl FnMut(u16, &[Command]) -> bool,
 ) -> (u16, bool) {
     if room < 2 {
         return (0, false);
@@ -421,6 +567,12 @@ fn fused(
             (2, false)
         }
         Ok(_) => (0, false),
+        Err(ABSENT) if !hand_over(sq.setup.qid, &[first, second]) => (0, false),
+        Err(ABSENT) => {
+            *owed += 2;
+            sq.advance(2);
+            (2, false)
+        }
         Err(status) => {
             sq.advance(2);
             cq.post_raw(sq.head, sq.setup.qid, first.cid, status, 0);
@@ -441,11 +593,19 @@ impl Poller for Owner {
     fn park(&mut self, now: Tick) -> Park {
         self.io.publish();
         // A change that came since the last poll woke nobody: wakes count only from now on.
-        if self.control.epoch() != self.epoch || self.control.has_aborts() {
+        let awaits = self.control.is_awaiting();
+        let is_coming = self.remote.as_ref().is_some_and(|remote| remote.is_coming());
+        if !awaits && (self.control.epoch() != self.epoch || (self.control.has_aborts() && !is_coming)) {
             return Park::Ready;
         }
         if self.io.in_flight() > 0 && (self.unwatched || !self.io.arm()) {
             return Park::Ready;
+        }
+        if self.remote.as_ref().is_some_and(|remote| remote.has_news()) {
+            return Park::Ready;
+        }
+        if awaits {
+            return Park::Wait;
         }
         // The head is of interest while room is wanted, or while the pin is up.
         let head = (self.blocked || self.asserted) && self.cq.is_resolved();
@@ -458,13 +618,13 @@ impl Poller for Owner {
             self.unpark();
             return Park::Ready;
         }
+        let held = self.moderator.as_ref().and_then(Moderator::deadline);
         // Even a client that maps them may trap for a while (QEMU, while an INTx is up), and then map again.
-        if self.doorbells.is_mapped {
+        let look = self.doorbells.is_mapped.then(|| {
             self.looks = self.looks.saturating_add(1);
-            Park::Until(now.after(self.fallback * periods(self.looks, DOUBLINGS)))
-        } else {
-            Park::Wait
-        }
+            now.after(self.fallback * periods(self.looks, DOUBLINGS))
+        });
+        held.into_iter().chain(look).min().map_or(Park::Wait, Park::Until)
     }
 
     fn unpark(&mut self) {

@@ -2,10 +2,8 @@
 
 use zerocopy::IntoBytes;
 
-use crate::{
-    dma::View,
-    nvme::spec::{PAGE, Status},
-};
+use super::memory::Lists;
+use crate::nvme::spec::{PAGE, Status};
 
 /// Entries of a list that are read at a time.
 const CHUNK: usize = 64;
@@ -16,7 +14,7 @@ const CHUNK: usize = 64;
 /// The status of the command; `each` may have been called before.
 #[inline]
 pub(super) fn walk(
-    view: &View,
+    lists: &impl Lists,
     [first, second]: [u64; 2],
     len: u64,
     mut each: impl FnMut(u64, u32) -> Result<(), Status>,
@@ -37,7 +35,7 @@ pub(super) fn walk(
         }
         return each(second, narrow(left));
     }
-    list(view, second, left, each)
+    list(lists, second, left, each)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "at most a page")]
@@ -46,7 +44,7 @@ fn narrow(len: u64) -> u32 {
 }
 
 fn list(
-    view: &View,
+    lists: &impl Lists,
     mut at: u64,
     mut left: u64,
     mut each: impl FnMut(u64, u32) -> Result<(), Status>,
@@ -60,7 +58,7 @@ fn list(
         let wanted = left.div_ceil(PAGE);
         if in_page == 1 && wanted > 1 {
             // The last entry of a page points to the next page of the list, which a pointer alone cannot fill.
-            let next = entries(view, at, 1)?[0];
+            let next = entries(lists, at, 1)?[0];
             if next % PAGE != 0 {
                 return Err(Status::INVALID_PRP_OFFSET);
             }
@@ -69,7 +67,7 @@ fn list(
         }
         let usable = if wanted > in_page { in_page - 1 } else { wanted };
         let n = usable.min(CHUNK as u64);
-        for &page in &entries(view, at, n)?[..usize::try_from(n).unwrap_or(0)] {
+        for &page in &entries(lists, at, n)?[..usize::try_from(n).unwrap_or(0)] {
             if page % PAGE != 0 {
                 return Err(Status::INVALID_PRP_OFFSET);
             }
@@ -82,9 +80,9 @@ fn list(
     Ok(())
 }
 
-fn entries(view: &View, at: u64, n: u64) -> Result<[u64; CHUNK], Status> {
+fn entries(lists: &impl Lists, at: u64, n: u64) -> Result<[u64; CHUNK], Status> {
     let mut entries = [0; CHUNK];
     let n = usize::try_from(n).unwrap_or(CHUNK).min(CHUNK);
-    view.read(at, entries[..n].as_mut_bytes()).map_err(|_unreachable| Status::DATA_TRANSFER_ERROR)?;
+    lists.read(at, entries[..n].as_mut_bytes())?;
     Ok(entries)
 }

@@ -44,8 +44,10 @@ impl Device {
             return Err(Status::INVALID_PRP_OFFSET);
         }
         let size = last + 1;
-        let reachable = View::new(&self.bus.windows).span(base, usize::from(size) * entry, entry == CQE_LEN);
-        reachable.map_err(|_unreachable| Status::DATA_TRANSFER_ERROR)?;
+        let view = View::new(&self.bus.windows);
+        if !view.covers(base, u64::from(size) * entry as u64, entry == CQE_LEN) {
+            return Err(Status::DATA_TRANSFER_ERROR);
+        }
         Ok(Setup { qid, size, base })
     }
 
@@ -63,7 +65,8 @@ impl Device {
         self.doorbells.store(setup.qid, Side::Head, 0);
         let vector = (command.cdw11 & INTERRUPTS != 0).then_some(vector);
         let reactor = self.home.reactors[(qid - 1) % self.home.reactors.len()].clone();
-        let wanted = Wanted { sqs: Vec::new(), buffers: self.buffers };
+        let moderation = vector.and_then(|vector| self.controller.moderation(vector));
+        let wanted = Wanted { sqs: Vec::new(), buffers: self.buffers, moderation };
         let control = self.start_owner(setup, vector, &reactor, wanted, None)?;
         self.groups[qid] = Some(Group { control, sqs: Vec::new(), setup, vector, reactor, is_moving: false });
         Ok(Reply::OK)
@@ -189,6 +192,14 @@ impl Device {
         group.control.stop();
         self.deletions.push(Deletion { cid: command.cid, cqid, sqid: None });
         Ok(Reply::Held)
+    }
+
+    /// Tells the queues how their interrupts are to be held back, after a feature was set.
+    pub(super) fn tell_moderation(&self) {
+        for group in self.groups.iter().flatten() {
+            let moderation = group.vector.and_then(|vector| self.controller.moderation(vector));
+            group.control.want(|wanted| wanted.moderation = moderation);
+        }
     }
 
     /// Doorbell Buffer Config (Base, 5.8).

@@ -37,6 +37,8 @@ pub(super) struct Sq {
     tail: u16,
     doorbell: Doorbell,
     entries: Option<Span>,
+    /// Only messages reach its memory, see [`super::remote`]: no entries here.
+    pub(super) is_remote: bool,
     /// A tail outside the queue, told once.
     bad: bool,
     /// Identifiers of commands that end when they are taken: they were aborted before.
@@ -50,17 +52,48 @@ pub(super) struct BadDoorbell;
 impl Sq {
     pub(super) fn new(setup: Setup, doorbells: &Doorbells) -> Self {
         let doorbell = Doorbell::new(doorbells, setup.qid, Side::Tail);
-        Self { setup, head: 0, tail: 0, doorbell, entries: None, bad: false, aborted: Vec::new() }
+        Self {
+            setup,
+            head: 0,
+            tail: 0,
+            doorbell,
+            entries: None,
+            is_remote: false,
+            bad: false,
+            aborted: Vec::new(),
+        }
     }
 
     /// Finds its memory anew; without it, it rests.
     pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) -> bool {
         let len = usize::from(self.setup.size) * SQE_LEN;
+        self.is_remote = false;
         self.entries = view.and_then(|view| view.span(self.setup.base, len, false).ok());
         // Only pages of 512 pairs have a shadow: the buffers are one page long.
         let buffers = buffers.filter(|_| self.setup.qid < 512);
         self.doorbell.set_shadow(view.and_then(|view| shadow(view, buffers)));
         self.entries.is_some()
+    }
+
+    /// Has messages reach its memory, if they do.
+    #[cold]
+    pub(super) fn go_remote(&mut self, view: &View) -> bool {
+        self.entries = None;
+        self.is_remote = view.covers(self.setup.base, u64::from(self.setup.size) * SQE_LEN as u64, false);
+        self.is_remote
+    }
+
+    /// Its entries cannot be had: until it finds its memory anew.
+    pub(super) fn rest(&mut self) {
+        self.is_remote = false;
+    }
+
+    /// Where the next entries lie that messages have to bring, at most so many, and how many they are.
+    pub(super) fn next_remote(&self, most: u16) -> Option<(u64, u16)> {
+        let to_end = self.setup.size - self.head;
+        let n = self.behind().min(to_end).min(most);
+        let at = self.setup.base + u64::from(self.head) * SQE_LEN as u64;
+        (self.is_remote && n > 0).then_some((at, n))
     }
 
     /// Entries that wait. The tail is loaded with acquire.
@@ -84,13 +117,13 @@ impl Sq {
 
     #[inline]
     pub(super) fn waiting(&self) -> u16 {
-        if self.entries.is_none() {
-            0
-        } else if self.tail >= self.head {
-            self.tail - self.head
-        } else {
-            self.setup.size - self.head + self.tail
-        }
+        if self.entries.is_none() { 0 } else { self.behind() }
+    }
+
+    /// The same, wherever they are.
+    #[inline]
+    pub(super) fn behind(&self) -> u16 {
+        if self.tail >= self.head { self.tail - self.head } else { self.setup.size - self.head + self.tail }
     }
 
     /// The entry `ahead` of the head; each is read once.
@@ -140,12 +173,19 @@ impl Sq {
 
     /// Asks for a doorbell; true if there is something already.
     pub(super) fn arm(&self) -> bool {
-        self.entries.is_some() && self.doorbell.arm(self.tail.into()) && !self.bad
+        let rests = self.entries.is_none() && !self.is_remote;
+        !rests && self.doorbell.arm(self.tail.into()) && !self.bad
     }
 
     pub(super) fn disarm(&self) {
         self.doorbell.disarm(self.tail.into());
     }
+}
+
+/// The second half of a completion queue entry.
+#[inline]
+pub(super) fn last_half(sq_head: u16, sq_id: u16, cid: u16, status: Status, phase: bool) -> u64 {
+    u64::from(status.word(phase)) << 48 | u64::from(cid) << 32 | u64::from(sq_id) << 16 | u64::from(sq_head)
 }
 
 /// A completion queue with its submission queues, as an owner leaves them to another.
@@ -161,25 +201,36 @@ pub(super) struct Cq {
     phase: bool,
     doorbell: Doorbell,
     entries: Option<Span>,
+    /// Only messages reach its memory, see [`super::remote`].
+    pub(super) is_remote: bool,
 }
 
 impl Cq {
     pub(super) fn new(setup: Setup, doorbells: &Doorbells) -> Self {
         let doorbell = Doorbell::new(doorbells, setup.qid, Side::Head);
-        Self { setup, tail: 0, head: 0, phase: true, doorbell, entries: None }
+        Self { setup, tail: 0, head: 0, phase: true, doorbell, entries: None, is_remote: false }
     }
 
     /// Finds its memory anew; without it, it rests.
     pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) -> bool {
         let len = usize::from(self.setup.size) * CQE_LEN;
+        self.is_remote = false;
         self.entries = view.and_then(|view| view.span(self.setup.base, len, true).ok());
         let buffers = buffers.filter(|_| self.setup.qid < 512);
         self.doorbell.set_shadow(view.and_then(|view| shadow(view, buffers)));
         self.entries.is_some()
     }
 
+    /// Has messages reach its memory, if they do.
+    #[cold]
+    pub(super) fn go_remote(&mut self, view: &View) -> bool {
+        self.entries = None;
+        self.is_remote = view.covers(self.setup.base, u64::from(self.setup.size) * CQE_LEN as u64, true);
+        self.is_remote
+    }
+
     pub(super) fn is_resolved(&self) -> bool {
-        self.entries.is_some()
+        self.entries.is_some() || self.is_remote
     }
 
     fn used(&self) -> u16 {
@@ -189,7 +240,7 @@ impl Cq {
     /// Entries that can be posted, if `want` of them suffice as the head was seen last; else as it is now.
     #[inline]
     pub(super) fn room(&mut self, want: u16) -> u16 {
-        if self.entries.is_none() {
+        if self.entries.is_none() && !self.is_remote {
             return 0;
         }
         let room = self.setup.size - 1 - self.used();
@@ -232,15 +283,29 @@ impl Cq {
         let slice = entries.slice();
         slice.write(at, u64::from(dw0));
         // The half with the phase comes last: with it the driver may look at the rest.
-        let last = u64::from(status.word(self.phase)) << 48
-            | u64::from(cid) << 32
-            | u64::from(sq_id) << 16
-            | u64::from(sq_head);
-        slice.store_u64(at + 8, last, Ordering::Release);
+        slice.store_u64(at + 8, last_half(sq_head, sq_id, cid, status, self.phase), Ordering::Release);
+        self.advance();
+    }
+
+    #[inline]
+    fn advance(&mut self) {
         self.tail += 1;
         if self.tail == self.setup.size {
             (self.tail, self.phase) = (0, !self.phase);
         }
+    }
+
+    /// Entries that were taken since the tail was `tail`; and where it is now.
+    pub(super) fn since(&self, tail: u16) -> (u16, u16) {
+        let n = if self.tail >= tail { self.tail - tail } else { self.setup.size - tail + self.tail };
+        (n, self.tail)
+    }
+
+    /// Takes an entry, for which there is room, to be written by messages: its guest address, and its phase.
+    pub(super) fn claim(&mut self) -> (u64, bool) {
+        let claimed = (self.setup.base + u64::from(self.tail) * CQE_LEN as u64, self.phase);
+        self.advance();
+        claimed
     }
 
     /// Asks for a doorbell at the next change of the head; true if there was one.

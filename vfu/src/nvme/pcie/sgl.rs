@@ -2,12 +2,15 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{dma::View, nvme::spec::Status};
+use super::memory::Lists;
+use crate::nvme::spec::Status;
 
 /// Descriptors that are read at a time.
 const CHUNK: usize = 32;
 /// Most segments of a list: a list that does not end is not walked to the end.
 const MAX_SEGMENTS: u32 = 256;
+/// Most descriptors of a list. A data block of no bytes is allowed, so the data do not bound them.
+const MAX_DESCRIPTORS: u64 = 16_384;
 
 /// A descriptor.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -37,7 +40,7 @@ impl Descriptor {
 /// # Errors
 /// The status of the command; `each` may have been called before.
 pub(super) fn walk(
-    view: &View,
+    lists: &impl Lists,
     pointer: [u64; 2],
     len: u64,
     mut each: impl FnMut(u64, u32) -> Result<(), Status>,
@@ -56,6 +59,7 @@ pub(super) fn walk(
         block(&segment, &mut left)?;
         return if left == 0 { Ok(()) } else { Err(Status::DATA_SGL_LENGTH) };
     }
+    let mut seen = 0;
     for _ in 0..MAX_SEGMENTS {
         let is_last = match segment.kind()? {
             SEGMENT => false,
@@ -69,7 +73,11 @@ pub(super) fn walk(
         {
             return Err(Status::INVALID_SGL_SEGMENT);
         }
-        match self::segment(view, segment.addr, count, is_last, &mut left, &mut block)? {
+        seen += count;
+        if seen > MAX_DESCRIPTORS {
+            return Err(Status::INVALID_SGL_COUNT);
+        }
+        match self::segment(lists, segment.addr, count, is_last, &mut left, &mut block)? {
             Some(next) => segment = next,
             None if left == 0 => return Ok(()),
             None => return Err(Status::DATA_SGL_LENGTH),
@@ -80,22 +88,17 @@ pub(super) fn walk(
 
 /// One segment: its blocks, and where the next one is.
 fn segment(
-    view: &View,
+    lists: &impl Lists,
     start: u64,
     count: u64,
     is_last: bool,
     left: &mut u64,
     block: &mut impl FnMut(&Descriptor, &mut u64) -> Result<(), Status>,
 ) -> Result<Option<Descriptor>, Status> {
-    // A data block of no bytes is allowed, so the count is bounded by more than the data: as many as MAX_SEGMENTS pages.
-    if count > u64::from(MAX_SEGMENTS) * 256 {
-        return Err(Status::INVALID_SGL_COUNT);
-    }
     let mut chunk = [Descriptor::default(); CHUNK];
     for from in (0..count).step_by(CHUNK) {
         let n = usize::try_from(count - from).unwrap_or(CHUNK).min(CHUNK);
-        view.read(start + from * 16, chunk[..n].as_mut_bytes())
-            .map_err(|_unreachable| Status::DATA_TRANSFER_ERROR)?;
+        lists.read(start + from * 16, chunk[..n].as_mut_bytes())?;
         for (at, descriptor) in (from..).zip(&chunk[..n]) {
             match descriptor.kind()? {
                 DATA_BLOCK => block(descriptor, left)?,

@@ -11,7 +11,6 @@ mod split;
 use std::{
     cell::RefCell,
     future::{Future, poll_fn},
-    os::fd::OwnedFd,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -28,7 +27,7 @@ use super::{
 };
 use crate::{
     device::Bus,
-    dma::{Fault, Protection, Ticket, View, Windows},
+    dma::{Asker, Bounce, Fault, Ticket, View},
 };
 
 /// Bytes of one chain. Pages come to be when they are used.
@@ -89,7 +88,7 @@ pub(super) enum Ended {
 pub(super) struct RemoteQueue {
     desk: Rc<RefCell<Desk>>,
     work: Pin<Box<dyn Future<Output = Ended>>>,
-    bounce: View,
+    bounce: Bounce,
 }
 
 impl RemoteQueue {
@@ -104,14 +103,10 @@ impl RemoteQueue {
         position: Position,
         owner: Waker,
     ) -> Result<Self, rustix::io::Errno> {
-        let file = bounce_file()?;
-        let windows = Windows::default();
-        let both = Protection { read: true, write: true };
-        windows.map(BOUNCE, BOUNCE_LEN, both, Some((file, 0))).map_err(rustix::io::Errno::from)?;
-        let bounce = View::new(&windows);
+        let bounce = Bounce::new(BOUNCE, BOUNCE_LEN)?;
         let desk = Rc::new(RefCell::new(Desk { look: true, position, ..Desk::default() }));
-        let reach = Reach { bus: Arc::clone(bus), owner, desk: Rc::clone(&desk) };
-        let view = View::new(&windows);
+        let reach = Reach { bus: Arc::clone(bus), asker: Asker::Queue(owner), desk: Rc::clone(&desk) };
+        let view = bounce.another_view();
         let name = name.to_owned();
         let work: Pin<Box<dyn Future<Output = Ended>>> = match layout.format() {
             Format::Split => {
@@ -128,7 +123,7 @@ impl RemoteQueue {
 
     /// What the handler works on.
     pub(super) fn bounce(&self) -> &View {
-        &self.bounce
+        self.bounce.view()
     }
 
     /// Where the ring stands.
@@ -192,16 +187,10 @@ impl RemoteQueue {
     }
 }
 
-fn bounce_file() -> Result<OwnedFd, rustix::io::Errno> {
-    let file = rustix::fs::memfd_create("ringside-bounce", rustix::fs::MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&file, BOUNCE_LEN)?;
-    Ok(file)
-}
-
 /// How the future gets at guest memory.
 struct Reach {
     bus: Arc<Bus>,
-    owner: Waker,
+    asker: Asker,
     desk: Rc<RefCell<Desk>>,
 }
 
@@ -213,19 +202,19 @@ impl Reach {
     }
 
     async fn read_to(&self, address: u64, to: &mut [u8]) -> Result<(), Fault> {
-        self.bus.remote.read(address, to, &self.owner).await
+        self.bus.remote.read(address, to, &self.asker).await
     }
 
     async fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.desk.borrow_mut().writing = true;
-        let outcome = self.bus.remote.write(address, bytes, &self.owner).await;
+        let outcome = self.bus.remote.write(address, bytes, &self.asker).await;
         self.desk.borrow_mut().writing = false;
         outcome
     }
 
     /// Starts to write; done when all tickets are.
     fn start_write(&self, address: u64, bytes: &[u8], tickets: &mut Vec<Ticket>) {
-        tickets.append(&mut self.bus.remote.start_write(address, bytes, &self.owner));
+        tickets.append(&mut self.bus.remote.start_write(address, bytes, &self.asker));
     }
 
     /// The indirect table that a descriptor points to.

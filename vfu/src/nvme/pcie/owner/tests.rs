@@ -72,7 +72,7 @@ fn start(reactor: &mut Reactor) -> Arc<Control> {
         Box::new(Home)
     });
     let home = HomeWaker::new(waker.into_inner().unwrap());
-    let control = Control::new(home.clone(), Wanted { sqs: Vec::new(), buffers: None });
+    let control = Control::new(home.clone(), Wanted::default());
     let start = Start {
         name: "queue".to_owned(),
         group: group.clone(),

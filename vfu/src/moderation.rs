@@ -1,11 +1,11 @@
 //! Interrupt moderation: a queue's interrupt is held back until enough has finished, or for a time. Off unless an
-//! endpoint asks for it; the queue's owner is the caller.
+//! endpoint, or an NVMe host, asks for it; the queue's owner is the caller.
 
 use std::time::Duration;
 
 use reactor::Tick;
 
-/// How interrupts of an endpoint's queues are held back.
+/// How a queue's interrupts are held back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moderation {
     /// So many completions raise one at once.
@@ -16,7 +16,7 @@ pub struct Moderation {
 
 /// The moderation of one queue.
 #[derive(Debug)]
-pub(super) struct Moderator {
+pub(crate) struct Moderator {
     limit: u32,
     ticks: u64,
     /// Completions that were not told, and until when they may stay so. None: nothing is held.
@@ -25,14 +25,14 @@ pub(super) struct Moderator {
 
 impl Moderator {
     /// `ticks` is [`Moderation::time`] by the reactor's clock.
-    pub(super) fn new(moderation: Moderation, ticks: u64) -> Self {
+    pub(crate) fn new(moderation: Moderation, ticks: u64) -> Self {
         Self { limit: moderation.completions.max(1), ticks, held: None }
     }
 
     /// So many completions were published; `wanted` is what the driver said about an interrupt. True: raise it.
     ///
     /// Once one is held, the driver's later wishes do not count: with EVENT_IDX it asks once and then waits.
-    pub(super) fn published(&mut self, completions: u32, wanted: bool, now: Tick) -> bool {
+    pub(crate) fn published(&mut self, completions: u32, wanted: bool, now: Tick) -> bool {
         let (held, until) = match self.held {
             Some((held, until)) => (held.saturating_add(completions), until),
             None if wanted => (completions, now.after(self.ticks)),
@@ -45,7 +45,7 @@ impl Moderator {
 
     /// Whether what is held was held long enough. True: raise it.
     #[inline]
-    pub(super) fn is_due(&mut self, now: Tick) -> bool {
+    pub(crate) fn is_due(&mut self, now: Tick) -> bool {
         let due = self.held.is_some_and(|(_, until)| now >= until);
         if due {
             self.held = None;
@@ -54,12 +54,12 @@ impl Moderator {
     }
 
     /// Lets go of what is held. True: raise it.
-    pub(super) fn flush(&mut self) -> bool {
+    pub(crate) fn flush(&mut self) -> bool {
         self.held.take().is_some()
     }
 
     /// When [`Self::is_due`] will say so.
-    pub(super) fn deadline(&self) -> Option<Tick> {
+    pub(crate) fn deadline(&self) -> Option<Tick> {
         self.held.map(|(_, until)| until)
     }
 }
