@@ -61,10 +61,11 @@ fn transport_is_made_once_and_shown_as_it_was_asked_for() {
 #[test]
 fn settings_are_taken_before_the_start_and_refused_after_it() {
     let target = Target::start_with(&["-m", "0x1", "--wait-for-rpc"]).unwrap();
-    spdk(&target, "nvmf_set_max_subsystems -x 2");
+    // The third is the discovery subsystem.
+    spdk(&target, "nvmf_set_max_subsystems -x 3");
     spdk(&target, "nvmf_set_config --discovery-filters transport");
     spdk(&target, "framework_start_init");
-    refused(&target, "nvmf_set_max_subsystems -x 3");
+    refused(&target, "nvmf_set_max_subsystems -x 4");
     spdk(&target, "nvmf_create_transport -t VFIOUSER");
     spdk(&target, "nvmf_create_subsystem NQN");
     spdk(&target, "nvmf_create_subsystem nqn.2016-06.io.spdk:cnode2");
@@ -81,6 +82,13 @@ fn namespaces_listeners_and_hosts_come_show_and_go() {
         (&namespace["nsid"], &namespace["bdev_name"], &namespace["nguid"], &namespace["eui64"]),
         (&json!(1), &json!("M1"), &json!("000102030405060708090A0B0C0D0E0F"), &json!("0001020304050607"))
     );
+    // A namespace has its bdev alone, and ANA groups are numbered as namespaces are.
+    let again = refused(&target, "nvmf_subsystem_add_ns NQN M1");
+    assert!(again.contains("-32602") && again.contains("Invalid parameters"), "{again}");
+    let claimed = spdk(&target, "bdev_get_bdevs -b M1")[0].take();
+    assert_eq!((&claimed["claimed"], &claimed["claim_type"]), (&json!(true), &json!("exclusive_write")));
+    spdk(&target, "bdev_malloc_create -b M2 1 512");
+    refused(&target, "nvmf_subsystem_add_ns NQN M2 --anagrpid 1000");
     spdk(&target, "nvmf_subsystem_set_ns_ana_group NQN 1 2");
     assert_eq!(subsystem(&target)["namespaces"][0]["anagrpid"], 2);
 

@@ -172,7 +172,9 @@ impl Nvmf {
         let ids = options.min_cntlid >= 1
             && options.min_cntlid <= options.max_cntlid
             && options.max_cntlid <= 0xffef;
-        if taken || !is_nqn(&nqn) || state.subsystems.len() >= most || !ids {
+        // One more is the discovery subsystem: SPDK counts it too.
+        let is_full = state.subsystems.len() + 1 >= most;
+        if taken || !is_nqn(&nqn) || is_full || !ids {
             return Err(NvmfError::Create(nqn));
         }
         if !is_text(&options.serial, 20) || !is_text(&options.model, 40) {

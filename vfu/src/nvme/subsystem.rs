@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use bdev::{Access, Event, Registry};
+use bdev::{Access, ClaimKind, Event, Registry};
 
 use super::{
     link::{Link, flag},
@@ -58,6 +58,9 @@ impl SubsystemOptions {
     }
 }
 
+/// Who claims the bdevs of namespaces, as SPDK's clients know it.
+const CLAIM_HOLDER: &str = "NVMe-oF Target";
+
 /// Most namespaces of a subsystem: tables of queues are sized by it.
 pub const MAX_NAMESPACES: u32 = 1024;
 
@@ -67,7 +70,10 @@ pub enum AddError {
     /// The number is taken, above the subsystem's highest, or none is free.
     #[error("namespace {0} cannot be added")]
     Number(u32),
-    /// The bdev cannot be opened.
+    /// ANA groups are numbered as namespaces are.
+    #[error("there is no ANA group {0}")]
+    AnaGroup(u32),
+    /// The bdev cannot be opened, or it is somebody else's: it is claimed for this namespace alone.
     #[error("bdev: {0}")]
     Bdev(#[from] bdev::Error),
     /// A block size that no host would take (below 512 bytes or no power of two).
@@ -123,6 +129,9 @@ impl Subsystem {
         if nsid > highest || inner.namespaces.contains_key(&nsid) {
             return Err(AddError::Number(nsid));
         }
+        if let Some(group) = options.anagrpid.filter(|&group| group > highest) {
+            return Err(AddError::AnaGroup(group));
+        }
         let found = registry.get(bdev)?;
         let block_size = found.info().block_size;
         if block_size < 512 || !block_size.is_power_of_two() {
@@ -135,6 +144,7 @@ impl Subsystem {
                 subsystem.bdev_event(nsid, event);
             }
         })?;
+        descriptor.claim(ClaimKind::ExclusiveWrite, CLAIM_HOLDER)?;
         inner.namespaces.insert(nsid, Arc::new(Namespace::new(nsid, options, descriptor)));
         drop(inner);
         self.changed(nsid);

@@ -384,7 +384,8 @@ fn set_max_subsystems(target: &Arc<Target>, params: Params) -> Outcome {
     if state.max_subsystems.is_some() {
         return Err(RpcError::internal("Subsystem count already set"));
     }
-    state.max_subsystems = Some(max_subsystems);
+    // None stands for the default, and may be set again.
+    state.max_subsystems = (max_subsystems > 0).then_some(max_subsystems);
     Ok(true.into())
 }
 
