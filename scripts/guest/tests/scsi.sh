@@ -37,6 +37,26 @@ write_same_repeats_its_block() {
     cmp /tmp/block /tmp/back
 }
 
+tells_its_commands() {
+    sg_opcodes "$DEVICE" | tee /tmp/opcodes
+    grep -q 'Verify(16)' /tmp/opcodes
+    sg_opcodes --opcode=93 --rctd "$DEVICE"
+    sg_requests "$DEVICE"
+    sg_modes --all "$DEVICE"
+}
+
+verify_compares() {
+    dd if=/dev/urandom of=/tmp/blocks bs=512 count=256
+    sg_write_verify --16 --lba=64 --num=256 --in=/tmp/blocks "$DEVICE"
+    sg_verify --lba=64 --count=256 "$DEVICE"
+    sg_verify --16 --lba=64 --count=256 --bpc=256 --ndo=131072 --in=/tmp/blocks "$DEVICE"
+    dd if=/dev/zero of=/tmp/blocks bs=512 seek=255 count=1 conv=notrunc
+    # Sense key "miscompare" (sg3_utils(8), exit status).
+    rc=0
+    sg_verify --lba=64 --count=256 --bpc=256 --ndo=131072 --in=/tmp/blocks "$DEVICE" || rc=$?
+    [ "$rc" -eq 14 ]
+}
+
 reservation_is_taken_and_given_back() {
     sg_persist --out --register --param-sark=0xabc "$DEVICE"
     sg_persist --out --reserve --param-rk=0xabc --prout-type=1 "$DEVICE"
@@ -57,6 +77,8 @@ run_case "inquiry, vital product data and luns" says_what_it_is
 run_case "ready, with its size" is_ready_and_has_its_size
 run_case "unmap" unmapped_blocks_read_as_zero
 run_case "write same" write_same_repeats_its_block
+run_case "supported operation codes, mode pages" tells_its_commands
+run_case "verify with data" verify_compares
 run_case "persistent reservation" reservation_is_taken_and_given_back
 run_case "task management" resets_leave_it_working
 finish_cases

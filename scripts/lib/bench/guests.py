@@ -1,11 +1,12 @@
 """The same file under the same guest and the same fio, through Ringside and through what QEMU has itself.
 
 A guest without hardware virtualization spends most of its time in QEMU's translator: the figures are for each other, and
-for nothing else. It has one virtual processor, so that whoever serves the disk has the other core. Rounds are interleaved:
-every way boots once, then every way again.
+for nothing else. QEMU has the second core, with one virtual processor, and whoever serves the disk the first: a program or, in
+QEMU, the thread that does. Rounds are interleaved: every way boots once, then every way again.
 """
 
 import contextlib
+import glob
 import json
 import os
 import statistics
@@ -14,7 +15,10 @@ import tempfile
 import time
 
 from . import files
+from .target import LOAD_CORE, TARGET_CORE
 
+# The name here of a process' first thread.
+MAIN = "main"
 JOBS = ("randread-4k-qd1", "randread-4k-qd32", "randwrite-4k-qd32", "read-128k-qd32")
 
 
@@ -49,6 +53,7 @@ def storage_daemon(run, path, _front):
                    "--blockdev", BLOCKDEV.format(path=path),
                    "--export", f"type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path={sock},writable=on,num-queues=2"]
         daemon = subprocess.Popen(command, env={**os.environ, "QEMU_MODULE_DIR": f"{lib}/qemu"})
+        os.sched_setaffinity(daemon.pid, {TARGET_CORE})
         try:
             while not os.path.exists(sock):
                 if daemon.poll() is not None:
@@ -66,20 +71,49 @@ def own(run, path, device):
     yield ["--", "-object", "iothread,id=io", "-blockdev", BLOCKDEV.format(path=path), "-device", device]
 
 
+# How it is served, what with, and the thread of QEMU's that serves it.
 WAYS = {
-    "Ringside, virtio-blk": (ringside, "split"),
-    "Ringside, NVMe": (ringside, "nvme"),
-    "qemu-storage-daemon, vhost-user-blk": (storage_daemon, None),
-    "QEMU, virtio-blk": (own, "virtio-blk-pci,drive=disk,num-queues=2,iothread=io"),
-    "QEMU, nvme": (own, "nvme,drive=disk,serial=bench"),
+    "Ringside, virtio-blk": (ringside, "split", None),
+    "Ringside, NVMe": (ringside, "nvme", None),
+    "qemu-storage-daemon, vhost-user-blk": (storage_daemon, None, None),
+    "QEMU, virtio-blk": (own, "virtio-blk-pci,drive=disk,num-queues=2,iothread=io", "IO io"),
+    "QEMU, nvme": (own, "nvme,drive=disk,serial=bench", MAIN),
 }
 
 
-def boot(run, words, log):
+def threads_of_qemu(runner):
+    """Threads of the QEMU below a process, by name; none before it has a processor."""
+    of = {}
+    for stat in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError), open(stat, encoding="ascii", errors="replace") as file:
+            pid, rest = stat.split("/")[2], file.read().rpartition(")")[2].split()
+            of.setdefault(rest[1], []).append(pid)
+    below = [str(runner)]
+    for pid in below:
+        below += of.get(pid, [])
+    for pid in below:
+        with contextlib.suppress(OSError):
+            names = {}
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/comm", encoding="ascii", errors="replace") as comm:
+                    names[MAIN if task == pid else comm.read().strip()] = int(task)
+            if any(name.startswith("CPU ") for name in names):
+                return names
+    return {}
+
+
+def boot(run, words, thread, log):
     """One guest that runs its jobs; their figures by name."""
     command = [f"{run.root}/scripts/guest/run", "--script", f"{run.root}/scripts/guest/tests/demo.sh", "--env", "JOB_SECONDS=2", "--env", f"JOBS={' '.join(JOBS)}",
                "--smp", "1", "--quiet", "--log", log, *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen(["taskset", "--cpu-list", str(LOAD_CORE), *command], stdout=subprocess.DEVNULL) as runner:
+        while thread and runner.poll() is None:
+            if place := threads_of_qemu(runner.pid).get(thread):
+                os.sched_setaffinity(place, {TARGET_CORE})
+                break
+            time.sleep(0.05)
+    if runner.returncode != 0:
+        raise RuntimeError(f"the guest has ended with status {runner.returncode}")
     told = {}
     with open(log, encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -100,9 +134,9 @@ def section(run):
     with tempfile.TemporaryDirectory(dir=run.out) as folder:
         path = files.make(os.path.join(folder, "disk.img"))
         for number in range(run.rounds):
-            for way, (serve, what) in WAYS.items():
+            for way, (serve, what, thread) in WAYS.items():
                 with serve(run, path, what) as words:
-                    found[way].append(boot(run, words, os.path.join(folder, "log")))
+                    found[way].append(boot(run, words, thread, os.path.join(folder, "log")))
             print(f"  round {number + 1} of {run.rounds}", flush=True)
     rows = [("the same file in the same guest: IOPS, and of Ringside's virtio-blk", *JOBS, "p50 us at depth 1")]
     base = {job: statistics.median(told[job]["iops"] for told in found["Ringside, virtio-blk"]) for job in JOBS}

@@ -19,7 +19,7 @@ use crate::{
 
 const RESPONSE_LEN: usize = size_of::<ResponseHeader>() + SENSE_LEN;
 /// Commands that there are; the rest of the codes come by chance.
-const CODES: [u8; 28] = [
+const CODES: [u8; 33] = [
     op::TEST_UNIT_READY,
     op::REQUEST_SENSE,
     op::READ_6,
@@ -47,6 +47,11 @@ const CODES: [u8; 28] = [
     op::REPORT_LUNS,
     op::READ_12,
     op::WRITE_12,
+    op::VERIFY_12,
+    op::WRITE_VERIFY_10,
+    op::WRITE_VERIFY_12,
+    op::WRITE_VERIFY_16,
+    op::MAINTENANCE_IN,
     0xff,
 ];
 

@@ -150,6 +150,45 @@ fn commands_of_every_length_work_on_a_packed_ring() {
 }
 
 #[test]
+fn verify_compares_with_the_drivers_data_where_it_is_told_to() {
+    let host = Host::new();
+    host.add(0, "Malloc0");
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+    // More than is compared at a time; its blocks differ.
+    let data = pattern(160 << 10, 3);
+    let range = |code: u8, flags: u8| [code, flags, 0, 0, 0, 8, 0, 1, 0x40, 0];
+    good(&mut driver, &range(0x2e, 0), &data, 0);
+
+    good(&mut driver, &range(0x2f, 2), &data, 0);
+    let mut other = data.clone();
+    other[(150 << 10) + 7] ^= 1;
+    let differs = driver.run(lun(0, 0), &range(0x2f, 2), &other, 0).unwrap();
+    let one_for_all = driver.run(lun(0, 0), &range(0x2f, 6), &data[..512], 0).unwrap();
+    let too_little = driver.run(lun(0, 0), &range(0x2f, 2), &data[..512], 0).unwrap();
+    good(&mut driver, &[0x41, 0, 0, 0, 0, 8, 0, 1, 0x40, 0], &data[..512], 0);
+    good(&mut driver, &range(0x2f, 6), &data[..512], 0);
+    let long = [0x8f, 6, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 1, 0x40, 0, 0];
+    good(&mut driver, &long, &data[..512], 0);
+
+    assert_eq!((sense(&differs), sense(&one_for_all)), ([0xe, 0x1d, 0], [0xe, 0x1d, 0]));
+    assert_eq!(too_little.response, response::OVERRUN);
+}
+
+#[test]
+fn unit_tells_which_commands_there_are() {
+    let host = Host::new();
+    host.add(0, "Malloc0");
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+    let all = good(&mut driver, &[0xa3, 0x0c, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0], &[], 1024);
+    assert_eq!(u32::from_be_bytes([all[0], all[1], all[2], all[3]]) as usize, all.len() - 4);
+    assert!(all[4..].chunks(8).any(|told| told == [0x93, 0, 0, 0, 0, 0, 0, 16]));
+    let one = good(&mut driver, &[0xa3, 0x0c, 1, 0x93, 0, 0, 0, 0, 0, 64, 0, 0], &[], 64);
+    assert_eq!((&one[..5], one[5]), (&[0, 3, 0, 16, 0x93][..], 9));
+}
+
+#[test]
 fn unit_says_what_it_is() {
     let host = Host::new();
     host.add(0, "Malloc0");

@@ -3,7 +3,7 @@
 
 use bdev::Op;
 
-use super::{sense::Sense, spec::op};
+use super::{opcodes::Wanted, sense::Sense, spec::op};
 
 /// A command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(super) enum Command {
     Inquiry { page: Option<u8>, room: u32 },
     /// REPORT LUNS.
     ReportLuns { room: u32 },
+    /// REPORT SUPPORTED OPERATION CODES.
+    ReportCodes { wanted: Wanted, timeouts: bool, room: u32 },
     /// REQUEST SENSE.
     RequestSense { room: u32 },
     /// MODE SENSE: long for the ten-byte one.
@@ -26,6 +28,8 @@ pub(super) enum Command {
     Transfer { op: Op, lba: u64, blocks: u64 },
     /// VERIFY without comparing: the range must exist.
     Verify { lba: u64, blocks: u64 },
+    /// VERIFY against data: a block for each, or one for all.
+    Compare { lba: u64, blocks: u64, is_one: bool },
     /// SYNCHRONIZE CACHE.
     Flush,
     /// UNMAP: its descriptors come as data.
@@ -79,6 +83,8 @@ pub(super) fn parse(cdb: &[u8; super::spec::CDB_LEN]) -> Result<Command, Sense> 
             Command::Inquiry { page: vital.then_some(cdb[2]), room: be16(cdb, 3) }
         }
         op::REPORT_LUNS => Command::ReportLuns { room: be32(cdb, 6) },
+        // Sense data are in the fixed format only (SPC-4, 6.39).
+        op::REQUEST_SENSE if cdb[1] & 1 != 0 => return Err(Sense::INVALID_FIELD),
         op::REQUEST_SENSE => Command::RequestSense { room: u32::from(cdb[4]) },
         op::MODE_SENSE_6 | op::MODE_SENSE_10 => {
             let long = cdb[0] == op::MODE_SENSE_10;
@@ -116,14 +122,37 @@ pub(super) fn parse(cdb: &[u8; super::spec::CDB_LEN]) -> Result<Command, Sense> 
             let fua = long && cdb[1] & 8 != 0;
             Command::Transfer { op: Op::Write { fua }, lba, blocks }
         }
-        op::VERIFY_10 | op::VERIFY_16 => {
+        op::VERIFY_10 | op::VERIFY_12 | op::VERIFY_16 => {
             protect(cdb)?;
-            // BYTCHK would compare with data.
+            let (lba, blocks) = range(cdb);
+            // BYTCHK (SBC-3, 5.31).
+            match cdb[1] >> 1 & 3 {
+                0 => Command::Verify { lba, blocks },
+                1 => Command::Compare { lba, blocks, is_one: false },
+                3 => Command::Compare { lba, blocks, is_one: true },
+                _ => return Err(Sense::INVALID_FIELD),
+            }
+        }
+        op::WRITE_VERIFY_10 | op::WRITE_VERIFY_12 | op::WRITE_VERIFY_16 => {
+            protect(cdb)?;
+            // What is on the medium by then is not compared with what was sent.
             if cdb[1] & 6 != 0 {
                 return Err(Sense::INVALID_FIELD);
             }
             let (lba, blocks) = range(cdb);
-            Command::Verify { lba, blocks }
+            Command::Transfer { op: Op::Write { fua: true }, lba, blocks }
+        }
+        op::MAINTENANCE_IN if cdb[1] & 0x1f == 0x0c => {
+            let (code, action) = (cdb[3], be16(cdb, 4) as u16);
+            let one = |action, lenient| Wanted::One { code, action, lenient };
+            let wanted = match cdb[2] & 7 {
+                0 => Wanted::All,
+                1 => one(None, false),
+                2 => one(Some(action), false),
+                3 => one(Some(action), true),
+                _ => return Err(Sense::INVALID_FIELD),
+            };
+            Command::ReportCodes { wanted, timeouts: cdb[2] & 0x80 != 0, room: be32(cdb, 6) }
         }
         op::SYNCHRONIZE_CACHE_10 | op::SYNCHRONIZE_CACHE_16 => Command::Flush,
         op::UNMAP => {
@@ -188,6 +217,8 @@ mod tests {
         assert_eq!(cdb(&[op::SERVICE_ACTION_IN_16, 0x11]), Err(Sense::INVALID_OPCODE));
         assert_eq!(cdb(&[op::INQUIRY, 0, 0x83]), Err(Sense::INVALID_FIELD));
         assert_eq!(cdb(&[op::READ_10, 0x20]), Err(Sense::INVALID_FIELD));
-        assert_eq!(cdb(&[op::VERIFY_10, 2]), Err(Sense::INVALID_FIELD));
+        assert_eq!(cdb(&[op::VERIFY_10, 4]), Err(Sense::INVALID_FIELD));
+        assert_eq!(cdb(&[op::WRITE_VERIFY_10, 2]), Err(Sense::INVALID_FIELD));
+        assert_eq!(cdb(&[op::REQUEST_SENSE, 1]), Err(Sense::INVALID_FIELD));
     }
 }

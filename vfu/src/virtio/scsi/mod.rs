@@ -4,7 +4,9 @@
 //! and go while the driver works ([`Targets`]); every queue follows by the same drain as any other change.
 
 mod cdb;
+mod compare;
 mod control;
+mod opcodes;
 mod pages;
 mod request;
 mod reservation;

@@ -12,11 +12,13 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
     cdb::{self, Command},
+    compare::Compare,
+    opcodes,
     pages::{self, Facts},
     reservation::{Refused, ReserveOut},
     sense::{FIXED_LEN, Sense},
     spec::{CommandHeader, MAX_TARGETS, ResponseHeader, SENSE_LEN, op, response, status},
-    steps::{Lists, Steps},
+    steps::{Steps, Tools},
     tasks::Tasks,
     units::{Shared, Unit},
 };
@@ -98,7 +100,7 @@ pub(super) struct Commands {
     slots: Box<[Option<Slot>]>,
     /// Commands of several requests whose next one waits for room in its channel.
     stalled: Vec<u16>,
-    lists: Lists,
+    tools: Tools,
     tasks: Arc<Tasks>,
     /// Readable while completions wait in any channel that can tell; none if the kernel refused one.
     ready: Option<OwnedFd>,
@@ -123,6 +125,14 @@ impl From<Sense> for End {
     fn from(sense: Sense) -> Self {
         Self::Check(sense)
     }
+}
+
+/// How what a command asked of its bdev ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Bdev(Status),
+    /// The medium holds something else than the driver says.
+    Miscompare,
 }
 
 fn sense_of(status: Status, kind: OpKind) -> Sense {
@@ -187,7 +197,7 @@ impl Commands {
             lanes: [const { None }; MAX_TARGETS],
             slots: vec![None; usize::from(depth)].into_boxed_slice(),
             stalled: Vec::with_capacity(usize::from(depth)),
-            lists: Lists::new(),
+            tools: Tools::new(),
             tasks,
             ready: ready.ok(),
             in_flight: 0,
@@ -315,11 +325,14 @@ impl Commands {
         }
         let command = cdb::parse(&header.cdb)?;
         match command {
-            Command::Transfer { .. } | Command::Verify { .. } | Command::Flush => {}
+            Command::Transfer { .. } | Command::Verify { .. } | Command::Compare { .. } | Command::Flush => {}
             Command::Unmap { .. } | Command::WriteSame { .. } => {}
             other => return Err(Self::answer(&unit, lun, other, (out, view))),
         }
-        let modifies = !matches!(command, Command::Transfer { op: Op::Read, .. } | Command::Verify { .. });
+        let modifies = !matches!(
+            command,
+            Command::Transfer { op: Op::Read, .. } | Command::Verify { .. } | Command::Compare { .. }
+        );
         if !unit.nexus.may(modifies) {
             return Err(End::Conflict);
         }
@@ -346,6 +359,10 @@ impl Commands {
                 None => Sense::INVALID_FIELD.into(),
             },
             Command::ReportLuns { room } => cut(pages::report_luns(true), room),
+            Command::ReportCodes { wanted, timeouts, room } => match opcodes::report(wanted, timeouts) {
+                Some(data) => cut(data, room),
+                None => Sense::INVALID_FIELD.into(),
+            },
             Command::RequestSense { room } => {
                 let sense = if lun == 0 {
                     unit.nexus.take_attention().unwrap_or(Sense::NONE)
@@ -420,19 +437,41 @@ impl Commands {
                 let inside = blocks <= all && lba <= all - blocks;
                 return Err(if inside { End::Good } else { Sense::OUT_OF_RANGE.into() });
             }
+            Command::Compare { lba, blocks, is_one } => {
+                let all = info.num_blocks();
+                if blocks > all || lba > all - blocks {
+                    return Err(Sense::OUT_OF_RANGE.into());
+                }
+                let compare = Compare::new((lba, blocks), block_size, is_one);
+                if blocks == 0 {
+                    return Err(End::Good);
+                }
+                if compare.len() > out.len() {
+                    return Err(End::Transport(response::OVERRUN));
+                }
+                match self.tools.desk.take(out) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(Verdict::Full),
+                    Err(_no_memory) => return Err(Sense::HARDWARE.into()),
+                }
+                slot.residual = rest(out.len(), compare.len());
+                slot.kind = OpKind::Read;
+                slot.steps = Some(Steps::Compare(compare));
+                return Ok(self.start_steps(id, slot));
+            }
             Command::Flush if !unit.descriptor.bdev().supports(OpKind::Flush) => return Err(End::Good),
             Command::Flush => (Op::Flush, 0, 0),
             Command::Unmap { length } => {
-                let Some(list) = self.lists.free() else { return Ok(Verdict::Full) };
+                let Some(list) = self.tools.lists.free() else { return Ok(Verdict::Full) };
                 let all = info.num_blocks();
                 let inside = |&(lba, blocks): &(u64, u64)| blocks <= all && lba <= all - blocks;
-                match self.lists.read(list, length, out, view)? {
+                match self.tools.lists.read(list, length, out, view)? {
                     [] => return Err(End::Good),
                     // All or nothing, as far as that can be seen before.
                     ranges if !ranges.iter().all(inside) => return Err(Sense::OUT_OF_RANGE.into()),
                     &[(lba, blocks)] => (Op::Unmap, lba, blocks),
                     _ => {
-                        self.lists.keep(list);
+                        self.tools.lists.keep(list);
                         slot.kind = OpKind::Unmap;
                         slot.steps = Some(Steps::Unmap { list, at: 0 });
                         return Ok(self.start_steps(id, slot));
@@ -522,7 +561,7 @@ impl Commands {
     fn go_on(&mut self, id: u16, view: &View) -> Result<bool, Status> {
         let Some(slot) = &mut self.slots[usize::from(id)] else { return Ok(true) };
         let (target, Some(steps)) = (slot.target, &mut slot.steps) else { return Ok(true) };
-        let (op, (lba, blocks), rest) = steps.next(&self.lists, view, &mut self.iov)?;
+        let (op, (lba, blocks), rest) = steps.next(&self.tools, view, &mut self.iov)?;
         let Some((_, channel)) = &mut self.lanes[usize::from(target)] else { return Err(Status::Removed) };
         let token = Token(u32::from(id));
         match channel.submit(&Request { op, lba, blocks, iov: &self.iov, token }) {
@@ -536,24 +575,39 @@ impl Commands {
         }
     }
 
-    fn finish(&mut self, id: u16, ended: Status, view: &View, done: &mut dyn FnMut(u16, u32)) {
+    /// How a step ended, a comparison included.
+    fn ended(&mut self, id: u16, status: Status, view: &View) -> Ended {
+        let steps = self.slots[usize::from(id)].and_then(|slot| slot.steps);
+        let (Status::Ok, Some(Steps::Compare(compare))) = (status, steps) else { return Ended::Bdev(status) };
+        match self.tools.desk.is_equal(compare, view, &mut self.iov) {
+            Ok(true) => Ended::Bdev(Status::Ok),
+            Ok(false) => Ended::Miscompare,
+            Err(_fault) => Ended::Bdev(Status::IoError),
+        }
+    }
+
+    fn finish(&mut self, id: u16, ended: Ended, view: &View, done: &mut dyn FnMut(u16, u32)) {
         let Some(slot) = self.slots[usize::from(id)].take() else { return };
         self.in_flight -= 1;
         self.tasks.ended(id);
         if let Some(steps) = slot.steps {
-            steps.end(&mut self.lists);
+            steps.end(&mut self.tools);
         }
-        let ended = if view.torn() == slot.torn { ended } else { Status::IoError };
+        let ended = if view.torn() == slot.torn { ended } else { Ended::Bdev(Status::IoError) };
         let mut header = ResponseHeader { residual: slot.residual, ..ResponseHeader::default() };
         let mut written = slot.written;
-        if ended == Status::Ok {
-            slot.place.write(view, header, &[]);
-        } else {
-            let sense = sense_of(ended, slot.kind).bytes();
+        let sense = match ended {
+            Ended::Bdev(Status::Ok) => None,
+            Ended::Bdev(status) => Some(sense_of(status, slot.kind)),
+            Ended::Miscompare => Some(Sense::MISCOMPARE),
+        };
+        if let Some(sense) = sense.map(Sense::bytes) {
             header.status = status::CHECK_CONDITION;
             header.sense_len = FIXED_LEN as u32;
             slot.place.write(view, header, &sense);
             written = 0;
+        } else {
+            slot.place.write(view, header, &[]);
         }
         done(id, RESPONSE_LEN as u32 + written);
     }
@@ -566,13 +620,14 @@ impl Commands {
                 laps.lap(Stage::Backend);
                 for completion in &batch[..n] {
                     let id = completion.token.0 as u16;
+                    let ended = self.ended(id, completion.status, view);
                     let more = self.slots[usize::from(id)]
                         .and_then(|slot| slot.steps)
-                        .is_some_and(|steps| steps.has_more(&self.lists));
-                    if more && completion.status == Status::Ok {
+                        .is_some_and(|steps| steps.has_more(&self.tools));
+                    if more && ended == Ended::Bdev(Status::Ok) {
                         self.stalled.push(id);
                     } else {
-                        self.finish(id, completion.status, view, done);
+                        self.finish(id, ended, view, done);
                     }
                 }
                 if n < batch.len() {
@@ -585,7 +640,7 @@ impl Commands {
             match self.go_on(id, view) {
                 Ok(true) => {}
                 Ok(false) => self.stalled.push(id),
-                Err(status) => self.finish(id, status, view, done),
+                Err(status) => self.finish(id, Ended::Bdev(status), view, done),
             }
         }
     }

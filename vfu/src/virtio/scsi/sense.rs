@@ -40,6 +40,7 @@ impl Sense {
     pub(super) const WRITE_PROTECTED: Self = sense(0x7, 0x27, 0);
     pub(super) const NO_SPACE: Self = sense(0x7, 0x27, 0x07);
     pub(super) const ABORTED: Self = sense(0xb, 0, 0);
+    pub(super) const MISCOMPARE: Self = sense(0xe, 0x1d, 0);
 
     /// As bytes.
     pub(super) fn bytes(self) -> [u8; FIXED_LEN] {

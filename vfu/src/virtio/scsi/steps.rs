@@ -1,10 +1,14 @@
 //! Commands that are several requests of their bdev, one after the other: WRITE SAME with a block that is not all
-//! zeroes, and UNMAP with more than one descriptor. [`super::request`] drives them; what is left to do of one is in its
+//! zeroes, UNMAP with more than one descriptor, and VERIFY with data. [`super::request`] drives them; what is left to do of one is in its
 //! slot, and the ranges of an UNMAP, read once, in a list of the queue's.
 
 use bdev::{IoVec, Op, Status};
 
-use super::{request::gather, sense::Sense};
+use super::{
+    compare::{Compare, Desk},
+    request::gather,
+    sense::Sense,
+};
 use crate::{
     dma::View,
     virtio::{blk::request::Data, queue::Segment},
@@ -27,16 +31,30 @@ pub(super) enum Steps {
     Same { block: Segment, lba: u64, left: u64 },
     /// Unmaps the ranges of a list, from one of them on.
     Unmap { list: usize, at: usize },
+    /// Reads, and compares.
+    Compare(Compare),
 }
 
 /// A range of blocks.
-type Range = (u64, u64);
+pub(super) type Range = (u64, u64);
 
 /// The ranges of UNMAPs that are under way.
 pub(super) struct Lists([(Vec<Range>, bool); LISTS]);
 
-impl Lists {
+/// What commands of several requests need beside their slot.
+pub(super) struct Tools {
+    pub(super) lists: Lists,
+    pub(super) desk: Desk,
+}
+
+impl Tools {
     pub(super) fn new() -> Self {
+        Self { lists: Lists::new(), desk: Desk::new() }
+    }
+}
+
+impl Lists {
+    fn new() -> Self {
         Self(std::array::from_fn(|_| (Vec::with_capacity(MAX_UNMAPS as usize), false)))
     }
 
@@ -89,17 +107,18 @@ impl Lists {
 
 impl Steps {
     /// Whether there is more to do.
-    pub(super) fn has_more(self, lists: &Lists) -> bool {
+    pub(super) fn has_more(self, tools: &Tools) -> bool {
         match self {
             Self::Same { left, .. } => left > 0,
-            Self::Unmap { list, at } => at < lists.0[list].0.len(),
+            Self::Unmap { list, at } => at < tools.lists.0[list].0.len(),
+            Self::Compare(compare) => compare.has_more(),
         }
     }
 
     /// The next request, and what is left once it is accepted. Its vectors are left in `iov`.
     pub(super) fn next(
         self,
-        lists: &Lists,
+        tools: &Tools,
         view: &View,
         iov: &mut Vec<IoVec>,
     ) -> Result<(Op, Range, Self), Status> {
@@ -115,15 +134,21 @@ impl Steps {
                 Ok((Op::WRITE, (lba, blocks), rest))
             }
             Self::Unmap { list, at } => {
-                Ok((Op::Unmap, lists.0[list].0[at], Self::Unmap { list, at: at + 1 }))
+                Ok((Op::Unmap, tools.lists.0[list].0[at], Self::Unmap { list, at: at + 1 }))
+            }
+            Self::Compare(compare) => {
+                let (op, range, rest) = compare.next(&tools.desk, iov);
+                Ok((op, range, Self::Compare(rest)))
             }
         }
     }
 
     /// The command has ended.
-    pub(super) fn end(self, lists: &mut Lists) {
-        if let Self::Unmap { list, .. } = self {
-            lists.0[list].1 = false;
+    pub(super) fn end(self, tools: &mut Tools) {
+        match self {
+            Self::Unmap { list, .. } => tools.lists.0[list].1 = false,
+            Self::Compare(_) => tools.desk.give_back(),
+            Self::Same { .. } => {}
         }
     }
 }
