@@ -282,7 +282,7 @@ impl Ring for PackedRing {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish(&mut self) -> bool {
         let Some((at, flags)) = self.first.take() else { return false };
         let count = std::mem::take(&mut self.unpublished);

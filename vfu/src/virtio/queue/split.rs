@@ -205,7 +205,7 @@ impl Ring for SplitRing {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish(&mut self) -> bool {
         let (old, new) = (self.published_used, self.next_used);
         if old == new {
