@@ -1,8 +1,7 @@
 //! A driver that obeys nobody: typed NVMe commands, PRP lists and SGLs, register writes and doorbells, true and false, in any
-//! order, at a live controller. It must answer every message, stop when it is told to, and serve the next driver.
+//! order, at a live controller, in memory that is shared, or is not, or is so in parts. It must answer every message, stop when it is told to, and serve the next driver.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -12,6 +11,7 @@ use vfu::{
     dma::Protection,
     mock::{
         client::Client,
+        memory::Memory,
         nvme::{Nvme, read_command, status_of},
         server::Server,
     },
@@ -43,7 +43,7 @@ const BOTH: Protection = Protection { read: true, write: true };
 struct Rig {
     server: Server,
     dir: tempfile::TempDir,
-    memory: OwnedFd,
+    memory: Memory,
     runs: u64,
 }
 
@@ -63,8 +63,7 @@ fn rig() -> &'static Mutex<Rig> {
             let options = ControllerOptions { max_io_queues: QUEUES, ..ControllerOptions::default() };
             server.serve_nvme(&dir.path().join(name), &subsystem, options, is_mapped);
         }
-        let memory = rustix::fs::memfd_create("fuzz", rustix::fs::MemfdFlags::CLOEXEC).expect("a descriptor");
-        rustix::fs::ftruncate(&memory, MEMORY_LEN).expect("memory");
+        let memory = Memory::with_regions(&[(0, MEMORY_LEN)]).expect("memory");
         Mutex::new(Rig { server, dir, memory, runs: 0 })
     })
 }
@@ -72,7 +71,7 @@ fn rig() -> &'static Mutex<Rig> {
 /// The driver.
 struct Driver<'a> {
     client: Client,
-    memory: &'a OwnedFd,
+    memory: &'a Memory,
     tails: [u16; QUEUES as usize + 1],
     /// The server has closed the connection.
     is_over: bool,
@@ -93,7 +92,16 @@ impl Driver<'_> {
 
     fn put(&self, at: u64, bytes: &[u8]) {
         // Behind the end of the memory there is nothing to put it to.
-        let _ = rustix::io::pwrite(self.memory, bytes, at % MEMORY_LEN);
+        let _ = self.memory.write(at % MEMORY_LEN, bytes);
+    }
+
+    /// Offers the memory: rings and the rest, each shared or by messages only.
+    fn map(&mut self, kind: u8) {
+        let file = |is_private: bool, at| (!is_private).then(|| (self.memory.file(), at));
+        let parts = [(0, LISTS, kind & 1 == 1), (LISTS, MEMORY_LEN - LISTS, kind & 2 == 2)];
+        for (at, len, is_private) in parts {
+            let _ = self.client.dma_map(at, len, BOTH, file(is_private, at));
+        }
     }
 
     fn enable(&mut self) {
@@ -231,7 +239,7 @@ fn step(driver: &mut Driver<'_>, choices: &mut Choices<'_>) {
         }
         _ if choices.u8() > 100 => {
             let _ = driver.client.dma_unmap(0, MEMORY_LEN);
-            let _ = driver.client.dma_map(0, MEMORY_LEN, BOTH, Some((driver.memory.as_fd(), 0)));
+            driver.map(choices.u8());
         }
         _ => {
             // Subsystem reset.
@@ -243,13 +251,14 @@ fn step(driver: &mut Driver<'_>, choices: &mut Choices<'_>) {
 pub(super) fn run(input: &[u8]) {
     let mut rig = rig().lock().unwrap_or_else(PoisonError::into_inner);
     let mut choices = Choices::new(input);
-    let path = rig.dir.path().join(if choices.u8() & 1 == 0 { "trapped" } else { "mapped" });
-    let mut client = Client::connect(&path).expect("the endpoint listens");
+    let kind = choices.u8();
+    let path = rig.dir.path().join(if kind & 1 == 0 { "trapped" } else { "mapped" });
+    let mut client = Client::connect_private(&path, &rig.memory).expect("the endpoint listens");
     client.set_timeout(PATIENCE);
-    client.dma_map(0, MEMORY_LEN, BOTH, Some((rig.memory.as_fd(), 0))).expect("memory is mapped");
     // Memory and bus mastering.
     client.region_write(7, 4, &[6, 4]).expect("configuration space takes writes");
     let mut driver = Driver { client, memory: &rig.memory, tails: [0; QUEUES as usize + 1], is_over: false };
+    driver.map(kind >> 1);
     driver.enable();
     driver.create(1);
     for _ in 0..STEPS_MAX {
