@@ -144,6 +144,29 @@ fn fused_commands_with_private_data_hold_together() {
 }
 
 #[test]
+fn more_data_than_there_are_buffers_for_goes_through_in_turns() {
+    const LEN: usize = 2 << 20;
+    let mut rig = Rig::new();
+    rig.options.max_io_size = LEN as u32;
+    let mut nvme = rig.driver(Doorbells::Private, 1);
+    let data = nvme.memory.allocate(LEN, 4096).unwrap();
+    let list = nvme.memory.allocate(4096, 4096).unwrap();
+    let pages: Vec<u64> = (1..LEN as u64 / 4096).map(|page| data + page * 4096).collect();
+    nvme.memory.write(list, pages.as_bytes()).unwrap();
+    let text: Vec<u8> = (0..LEN).map(|n| (n / 11) as u8).collect();
+    nvme.memory.write(data, &text).unwrap();
+    let blocks = u32::try_from(LEN / BLOCK).unwrap();
+    assert_eq!(run(&mut nvme, blocks_command(nvm::WRITE, 1, 0, blocks, [data, list])), Status::SUCCESS);
+    nvme.memory.write(data, &vec![0; LEN]).unwrap();
+    nvme.submit(0, &[blocks_command(nvm::READ, 1, 0, blocks, [data, list]); 30]).unwrap();
+    let done = nvme.drain(0).unwrap();
+    assert!(done.len() == 30 && done.iter().all(|done| status_of(done).is_success()));
+    let mut back = vec![0; LEN];
+    nvme.memory.read(data, &mut back).unwrap();
+    assert!(back == text);
+}
+
+#[test]
 fn data_that_the_client_refuses_or_nobody_has_fail_their_command_alone() {
     let mut rig = Rig::new();
     let mut nvme = connect(&rig.serve("refusing", Doorbells::Private), Doorbells::Private);

@@ -36,8 +36,8 @@ pub(super) struct Part {
 pub(super) struct Buffers(Vec<Bounce>);
 
 impl Buffers {
-    /// Most that rest.
-    const MAX: usize = 32;
+    /// Most bytes that rest, or are lent before further commands wait.
+    pub(super) const BYTES_MAX: u64 = 8 << 20;
     /// Least bytes of one.
     const LEN_MIN: u64 = 64 << 10;
 
@@ -55,9 +55,13 @@ impl Buffers {
 
     /// Takes those of an errand back that is over.
     pub(super) fn take_back(&mut self, errand: Option<Errand>) {
-        let room = Self::MAX - self.0.len().min(Self::MAX);
-        let parts = errand.map(|errand| errand.parts).unwrap_or_default();
-        self.0.extend(parts.into_iter().map(|part| part.bounce).take(room));
+        let mut resting: u64 = self.0.iter().map(Bounce::len).sum();
+        for part in errand.map(|errand| errand.parts).unwrap_or_default() {
+            resting += part.bounce.len();
+            if resting <= Self::BYTES_MAX {
+                self.0.push(part.bounce);
+            }
+        }
     }
 }
 
@@ -184,6 +188,11 @@ impl Errand {
     pub(super) fn owed(&self) -> u16 {
         let needed = self.commands.len().max(self.ends.len());
         if self.claimed.is_empty() { u16::try_from(needed).unwrap_or(0) } else { 0 }
+    }
+
+    /// Bytes of buffers that it has.
+    pub(super) fn lent(&self) -> u64 {
+        self.parts.iter().map(|part| part.bounce.len()).sum()
     }
 
     pub(super) fn is_ready(&self) -> bool {

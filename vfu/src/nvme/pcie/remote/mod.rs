@@ -287,8 +287,13 @@ impl Errands {
         let mut moved = false;
         let Self { bus, asker, places, buffers, .. } = self;
         let reach = Reach { bus, view, asker };
+        let lent: u64 = places.iter().flatten().map(Errand::lent).sum();
         for (at, place) in places.iter_mut().enumerate() {
             let Some(errand) = place.as_mut().filter(|errand| errand.is_ready()) else { continue };
+            // Others will give theirs back.
+            if lent >= Buffers::BYTES_MAX && errand.lent() == 0 {
+                continue;
+            }
             if errand.is_aborted() {
                 errand.end(Status::ABORT_REQUESTED, 0);
                 moved = true;
