@@ -61,6 +61,35 @@ fn a_bdev_without_memory_is_asked_again_and_nothing_fails() {
 }
 
 #[test]
+fn requests_that_find_no_buffer_wait_and_none_fails() {
+    let target = Target::start_with(&["--wait-for-rpc"]).unwrap();
+    let pools = json!({"small_pool_count": 64, "large_pool_count": 8});
+    target.call("iobuf_set_options", pools).unwrap();
+    // No buffer is a reactor's own.
+    let caches = json!({"iobuf_small_cache_size": 0, "iobuf_large_cache_size": 0});
+    target.call("bdev_set_options", caches).unwrap();
+    target.call("framework_start_init", Value::Null).unwrap();
+    let filename = target.dir().join("disk");
+    std::fs::File::create(&filename).unwrap().set_len(16 << 20).unwrap();
+    // Memory has to be aligned to blocks, and is not; a request of 64 KiB takes a large buffer.
+    let disk = json!({"name": "U", "filename": filename, "block_size": 4096});
+    target.call("bdev_uring_create", disk).unwrap();
+    serve(&target, "U");
+
+    let large = "--rw randrw --bs 64k --depth 32 --misalign 3 --seconds 0.2 --verify";
+    let (requests, failed) = load_of(200, &target, "U", large);
+    let (small_requests, small_failed) =
+        load_of(200, &target, "U", "--rw randread --depth 32 --misalign 3 --seconds 0.2");
+
+    assert!(requests > 0 && small_requests > 0);
+    assert_eq!((failed, small_failed), (0, 0));
+    let stats = target.call("iobuf_get_stats", Value::Null).unwrap();
+    assert!(stats[0]["large_pool"]["retry"].as_u64() > Some(0), "{stats}");
+    assert!(stats[0]["large_pool"]["main"].as_u64() >= Some(200), "{stats}");
+    assert!(stats[0]["small_pool"]["main"].as_u64() >= Some(200), "{stats}");
+}
+
+#[test]
 fn pending_requests_hang_until_they_are_resumed() {
     let target = error_bdev();
     inject(&target, json!({"io_type": "read", "error_type": "pending", "num": 3}));

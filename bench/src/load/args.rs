@@ -120,6 +120,9 @@ pub(crate) struct Args {
     /// How long that region is; up to the end of the disk without
     #[arg(long, value_parser = parse_size)]
     region_size: Option<u64>,
+    /// Data begin so many bytes behind the start of a page
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..4096), conflicts_with = "nvme")]
+    misalign: u32,
     /// Append a line of JSON to this file; `-` prints it
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -272,6 +275,7 @@ impl Args {
             },
             max_io: block_size,
             max_buffer: u32::try_from(max_buffer).unwrap_or(u32::MAX),
+            misalign: self.misalign,
         };
         Ok(Plan {
             sockets: self.socket,

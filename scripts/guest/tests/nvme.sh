@@ -47,17 +47,6 @@ features() {
     true
 }
 
-# 256 completions or 10 ms: a read alone is told of when its time is over.
-coalescing() {
-    nvme set-feature "$controller" -f 8 -v 0x64ff
-    before=$(tr -d . </proc/uptime | cut -d ' ' -f 1)
-    dd if="$DEVICE" of=/dev/null bs=4k count=100 iflag=direct
-    after=$(tr -d . </proc/uptime | cut -d ' ' -f 1)
-    nvme set-feature "$controller" -f 8 -v 0
-    echo "100 reads took $((after - before)) hundredths of a second"
-    [ $((after - before)) -ge 90 ]
-}
-
 data_commands() {
     dd if=/dev/urandom of=/tmp/four bs="$block" count=4
     nvme write "$DEVICE" -s 16 -c 3 -z $((4 * block)) -d /tmp/four
@@ -150,7 +139,6 @@ discard() {
 run_case identify identify
 run_case logs logs
 run_case features features
-run_case coalescing coalescing
 run_case data_commands data_commands
 run_case reservations reservations
 run_case registers registers

@@ -59,6 +59,8 @@ pub struct BlkOptions {
     pub max_io: u32,
     /// Longest buffer of a request; longer data is cut into several.
     pub max_buffer: u32,
+    /// Bytes by which data lie behind the start of a page.
+    pub misalign: u32,
 }
 
 impl Default for BlkOptions {
@@ -73,6 +75,7 @@ impl Default for BlkOptions {
             kicks: Kicks::Auto,
             max_io: 64 << 10,
             max_buffer: 64 << 10,
+            misalign: 0,
         }
     }
 }

@@ -280,6 +280,11 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if self.remote.is_some() && !self.control.must_drain(self.epoch) && self.adopt(epoch) {
             return self.serve_remote();
         }
+        if self.outlasts_unmap() {
+            self.view.refresh(&self.bus.windows);
+            self.follow_signal(epoch);
+            return self.serve_remote();
+        }
         if let Some(remote) = &mut self.remote {
             self.remote_epoch = epoch;
             remote.stop();
@@ -332,25 +337,47 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if !self.view.grow(&self.bus.windows) {
             return false;
         }
-        self.signal = self.bus.irqs.signal(self.control.vector());
-        self.epoch = epoch;
-        self.control.acknowledge(epoch);
+        self.follow_signal(epoch);
         true
     }
 
-    fn is_remote(&self) -> bool {
+    /// Takes the interrupt as it is now, and says that the change is followed.
+    fn follow_signal(&mut self, epoch: u64) {
+        self.signal = self.bus.irqs.signal(self.control.vector());
+        self.epoch = epoch;
+        self.control.acknowledge(epoch);
+    }
+
+    /// Whether a chain on its way back by messages may go on over a change, as all that it writes, and the ring, are still
+    /// there. To wait for it would be to wait for a client that takes other memory away and waits for us.
+    fn outlasts_unmap(&self) -> bool {
+        let Some(remote) = self.remote.as_ref().filter(|remote| remote.is_giving_back()) else {
+            return false;
+        };
+        let view = View::new(&self.bus.windows);
+        !self.control.is_stopping()
+            && self.bus.bus_master()
+            && self.areas().iter().all(|&(at, len, is_written)| view.covers(at, len, is_written))
+            && remote.writes_inside(&view)
+    }
+
+    /// Where the ring is: address, length, whether the device writes it.
+    fn areas(&self) -> [(u64, u64, bool); 3] {
         let QueueConfig { size, desc, driver, device, .. } = self.layout.config();
         let entries = u64::from(size);
         let [driver_len, device_len] = match self.layout.format() {
             Format::Split => [6 + 2 * entries, 6 + 8 * entries],
             Format::Packed => [4, 4],
         };
-        self.view.is_remote(desc, 16 * entries)
-            && self.view.is_remote(driver, driver_len)
-            && self.view.is_remote(device, device_len)
+        let is_packed = self.layout.format() == Format::Packed;
+        [(desc, 16 * entries, is_packed), (driver, driver_len, false), (device, device_len, true)]
     }
 
-    #[cold]
+    /// Whether only messages reach the ring.
+    fn is_remote(&self) -> bool {
+        self.areas().iter().all(|&(at, len, _)| self.view.is_remote(at, len))
+    }
+
     fn start_remote(&mut self) {
         let made = RemoteQueue::new(&self.name, &self.bus, self.layout, self.position, self.waker.clone());
         match made {

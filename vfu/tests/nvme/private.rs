@@ -367,40 +367,6 @@ fn queue_is_deleted_and_made_again_while_another_works_in_private_memory() {
 }
 
 #[test]
-fn queue_that_waited_for_room_for_its_completions_sleeps_when_it_has_it() {
-    let mut rig = Rig::new();
-    let mut nvme = rig.driver(Doorbells::Private, 1);
-    // A second submission queue on the same completion queue, which is too small for both.
-    let (sq, cq) = (nvme.memory.allocate(64 * 64, 4096).unwrap(), nvme.io[0].completion_address());
-    let cdw10 = 63 << 16 | 2;
-    let create =
-        Command { opcode: admin::CREATE_SQ, dptr: [sq, 0], cdw10, cdw11: 1 << 16 | 1, ..Command::default() };
-    nvme.admin_ok(create).unwrap();
-    let command = blocks_command(nvm::READ, 1, 0, 8, buffer(&mut nvme));
-    nvme.memory.write(sq, [command; 40].as_bytes()).unwrap();
-    nvme.submit(0, &[command; 62]).unwrap();
-    nvme.write32(0x1000 + 16, 40).unwrap();
-    let phase_of = |nvme: &Nvme, entry: u64| {
-        let mut status = [0];
-        nvme.memory.read(cq + entry * 16 + 14, &mut status).unwrap();
-        status[0] & 1
-    };
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    let wait = |what: &str, is_so: &dyn Fn() -> bool| {
-        while !is_so() {
-            assert!(std::time::Instant::now() < deadline, "{what}");
-            std::thread::yield_now();
-        }
-    };
-    wait("the queue is full", &|| phase_of(&nvme, 62) == 1);
-    // The heads of a driver that has seen all of these, and then all that came.
-    nvme.write32(0x1000 + 12, 63).unwrap();
-    wait("the rest", &|| phase_of(&nvme, 37) == 0);
-    nvme.write32(0x1000 + 12, 38).unwrap();
-    wait("the reactor sleeps", &|| rig.server.reactors().iter().all(|reactor| reactor.stats().asleep));
-}
-
-#[test]
 fn shadow_doorbells_in_private_memory_are_refused_and_the_registers_go_on() {
     let mut rig = Rig::new();
     let mut nvme = rig.driver(Doorbells::Private, 1);

@@ -6,7 +6,7 @@ use vfu::{
     mock::{
         blk::{BlkDriver, BlkOptions, Chains, Io},
         client::Client,
-        memory::{DEFAULT_BASE, Memory},
+        memory::{DEFAULT_BASE, Memory, Region},
         packed::PackedDriver,
         ring::{DriverRing, RingSetup},
         split::SplitDriver,
@@ -93,6 +93,48 @@ fn split_ring_in_memory_that_is_not_shared_works_with_every_set_of_features() {
 #[test]
 fn packed_ring_in_memory_that_is_not_shared_works_with_every_set_of_features() {
     with_every_feature::<PackedDriver>(true);
+}
+
+/// QEMU answers no DMA message while its processor waits for an answer of ours.
+fn unmap_elsewhere_waits_for_no_message<R: DriverRing>() {
+    let mut rig = Rig::with_malloc(1);
+    rig.serve_rings(1, 64, ALL);
+    let mut guest = rig.private_driver::<R>(BlkOptions { interrupts: true, ..BlkOptions::default() });
+    let elsewhere = Region { address: 0x40_0000_0000, len: 4096, offset: 0 };
+    let unused = Memory::new(2 << 20).unwrap();
+    let data = pattern(65536, 5);
+    guest.write(0, 0, &data).unwrap();
+    for round in 0..60_u64 {
+        guest.transport.client.map_region(&unused, elsewhere).unwrap();
+        let before = guest.transport.client.dma_messages();
+        let slots =
+            [0, 1, 2].map(|_| guest.queues[0].submit(Io { kind: kind::IN, sector: 0, len: 65536 }).unwrap());
+        guest.publish(0).unwrap();
+        // One message later each time: while a chain is fetched, or on its way back.
+        while guest.transport.client.dma_messages() - before < round % 20 {
+            std::thread::yield_now();
+        }
+        guest.transport.client.hold_dma(true);
+        guest.transport.client.dma_unmap(elsewhere.address, elsewhere.len).unwrap();
+        guest.transport.client.hold_dma(false);
+        for _ in slots {
+            assert_eq!(guest.wait(0).unwrap().status, 0);
+        }
+        let mut back = vec![0; data.len()];
+        guest.queues[0].read_data(slots[2], &mut back);
+        assert_eq!(back, data, "round {round}");
+    }
+    assert_eq!(rig.server.faults(), 0);
+}
+
+#[test]
+fn unmap_elsewhere_waits_for_no_message_of_a_split_ring() {
+    unmap_elsewhere_waits_for_no_message::<SplitDriver>();
+}
+
+#[test]
+fn unmap_elsewhere_waits_for_no_message_of_a_packed_ring() {
+    unmap_elsewhere_waits_for_no_message::<PackedDriver>();
 }
 
 #[test]

@@ -94,14 +94,15 @@ impl<R: DriverRing> BlkQueue<R> {
         let setup = RingSetup { size, features, indirect: indirect.then_some(entries) };
         let ring = R::new(memory, &setup)?;
         let capacity = if indirect { size } else { size / entries };
-        let mut place = |len: usize| -> Result<(u64, Span), DriverError> {
-            let addr = memory.allocate(len, PAGE).map_err(DriverError::Memory)?;
+        let mut place = |len: usize, skip: u32| -> Result<(u64, Span), DriverError> {
+            let addr = memory.allocate(len + skip as usize, PAGE).map_err(DriverError::Memory)?;
+            let addr = addr + u64::from(skip);
             Ok((addr, memory.span(addr, len).expect("just allocated, in one region")))
         };
         let slots = usize::from(size);
-        let (headers_at, headers) = place(HEADER_LEN * slots)?;
-        let (statuses_at, statuses) = place(slots)?;
-        let (data_at, data) = place(max_io as usize * slots)?;
+        let (headers_at, headers) = place(HEADER_LEN * slots, 0)?;
+        let (statuses_at, statuses) = place(slots, 0)?;
+        let (data_at, data) = place(max_io as usize * slots, options.misalign)?;
         Ok(Self {
             ring,
             headers,

@@ -324,7 +324,7 @@ impl Owner {
             let room = cq.room(*owed + 1).saturating_sub(*owed);
             brought = remote.bring_entries(sqs, room, view);
             *owed += brought;
-            *blocked = room == 0 && sqs.iter().any(|sq| sq.next_remote(1).is_some());
+            *blocked |= room == 0;
         }
         if moves.arrived && (self.moderator.is_none() || self.raises_now(now)) {
             self.raise();

@@ -73,6 +73,8 @@ struct Desk {
     requests: u64,
     /// Commands that write guest memory are under way.
     writing: bool,
+    /// What the device writes of the chain under way.
+    targets: Vec<Segment>,
 }
 
 /// How a future ended.
@@ -140,6 +142,12 @@ impl RemoteQueue {
     pub(super) fn is_giving_back(&self) -> bool {
         let desk = self.desk.borrow();
         desk.writing || desk.finished.is_some()
+    }
+
+    /// Whether all that the chain under way writes is in this view.
+    pub(super) fn writes_inside(&self, view: &View) -> bool {
+        let is_there = |it: &Segment| view.covers(it.addr, u64::from(it.len), true);
+        self.desk.borrow().targets.iter().all(is_there)
     }
 
     /// Tells it to look at the ring again.
@@ -317,7 +325,12 @@ impl<S: Shape> RemoteRing<S> {
         let (chain, writable) = self.fetch(&offered).await?;
         let mut given = Chain::new();
         given.name(chain.id(), chain.entries());
-        self.reach.desk.borrow_mut().offered = Some(chain);
+        {
+            let mut desk = self.reach.desk.borrow_mut();
+            desk.targets.clear();
+            desk.targets.extend(writable.iter().map(|&(segment, _)| segment));
+            desk.offered = Some(chain);
+        }
         let written = poll_fn(|_| match self.reach.desk.borrow_mut().finished.take() {
             Some(written) => Poll::Ready(written),
             None => Poll::Pending,
@@ -342,6 +355,7 @@ impl<S: Shape> RemoteRing<S> {
         desk.position = self.shape.position();
         desk.requests += 1;
         desk.unasked = true;
+        desk.targets.clear();
         Ok(())
     }
 
