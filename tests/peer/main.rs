@@ -1,13 +1,17 @@
-//! The vfio-user server, driven by a client that is not ours: rust-vmm's, which Cloud Hypervisor uses.
+//! The vfio-user server, driven by a client that is not ours: rust-vmm's, which Cloud Hypervisor uses. And the load generator,
+//! against a server that is not ours.
 
 #![expect(clippy::unwrap_used, reason = "all of it is a test, the steps that tests share too")]
+
+mod disk;
 
 use std::{
     fs::File,
     os::{fd::AsRawFd, unix::fs::FileExt},
+    process::Command,
 };
 
-use ringside_tests::Target;
+use ringside_tests::{Target, binary};
 use serde_json::json;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_BAR4_REGION_INDEX,
@@ -224,4 +228,24 @@ fn clients_come_and_go_and_the_target_keeps_nothing_of_them() {
     let mut client = Client::new(&target.endpoint("vfu.0")).unwrap();
     client.reset().unwrap();
     assert_eq!(descriptors(), before);
+}
+
+#[test]
+fn load_generator_drives_a_server_that_is_not_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("disk");
+    let listening = disk::listen(&socket);
+    let server = std::thread::spawn(move || listening.run(&mut disk::Disk::new(4 << 20)).unwrap());
+
+    let mut load = Command::new(binary("ringside-bench"));
+    load.args(["load", "--rw", "randrw", "--depth", "8", "--verify", "--seconds", "0.2", "--warmup", "0"]);
+    let output = load.args(["--json", "-", "--socket"]).arg(&socket).output().unwrap();
+
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let report: serde_json::Value =
+        serde_json::from_str(text.lines().find(|line| line.starts_with('{')).unwrap()).unwrap();
+    assert!(report["requests"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["errors"], 0);
+    server.join().unwrap();
 }
