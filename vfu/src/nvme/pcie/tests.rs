@@ -154,6 +154,17 @@ fn lists_that_break_the_rules_are_refused() {
 }
 
 #[test]
+fn list_of_empty_blocks_has_an_end() {
+    let view = memory();
+    // Zeroes are data blocks of no bytes; the last one allowed has the data.
+    let most = 16_384;
+    view.write(BASE + (most - 1) * 16, descriptor(BASE + 512 * PAGE, 512, 0).as_bytes()).unwrap();
+    let list = |count: u64| sgl(BASE, u32::try_from(count * 16).unwrap(), 0x30);
+    assert_eq!(map(&view, &list(most), 512).unwrap().len(), 1);
+    assert_eq!(map(&view, &list(most + 1), 512).unwrap_err(), Status::INVALID_SGL_COUNT);
+}
+
+#[test]
 fn admin_commands_have_no_lists_of_segments() {
     let view = memory();
     let mut out = Vec::with_capacity(4);
