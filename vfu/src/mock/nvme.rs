@@ -105,8 +105,16 @@ impl Nvme {
     ///
     /// # Errors
     /// See [`NvmeError`].
-    pub fn over(mut client: Client, mut memory: Memory) -> Result<Self, NvmeError> {
-        client.region_write(region::CONFIG, PCI_COMMAND, &PCI_ENABLE.to_le_bytes())?;
+    pub fn over(client: Client, memory: Memory) -> Result<Self, NvmeError> {
+        Self::commanding(client, memory, PCI_ENABLE)
+    }
+
+    /// The same with another value for the PCI command register.
+    ///
+    /// # Errors
+    /// See [`NvmeError`].
+    pub fn commanding(mut client: Client, mut memory: Memory, command: u16) -> Result<Self, NvmeError> {
+        client.region_write(region::CONFIG, PCI_COMMAND, &command.to_le_bytes())?;
         let admin = QueuePair::new(&mut memory, 0, 32)?;
         let page = memory.allocate(PAGE, PAGE)?;
         Ok(Self { client, memory, admin, io: Vec::new(), doorbells: Doorbells::default(), page })

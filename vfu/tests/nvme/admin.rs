@@ -1,14 +1,18 @@
 //! Registers and admin commands.
 
 use vfu::{
-    mock::nvme::status_of,
+    mock::{
+        client::Client,
+        memory::Memory,
+        nvme::{Nvme, status_of},
+    },
     nvme::{
         spec::{Command, Status, admin, cc, csts, identify::cns, log, reg},
         subsystem::SubsystemOptions,
     },
 };
 
-use crate::rig::{Doorbells, Rig, in_either_memory};
+use crate::rig::{Doorbells, Rig, in_either_memory, read, write};
 
 #[test]
 fn registers_say_what_there_is() {
@@ -24,6 +28,24 @@ fn registers_say_what_there_is() {
     let mut class = [0; 4];
     nvme.client().region_read(7, 8, &mut class).unwrap();
     assert_eq!(class[1..], [0x02, 0x08, 0x01]);
+}
+
+/// What SPDK's initiator does at its start: doorbells mapped, bus mastering on and INTx off, the memory bit never set, no
+/// interrupts.
+#[test]
+fn driver_that_never_sets_the_memory_bit_is_served() {
+    let mut rig = Rig::new();
+    let socket = rig.serve("spdk", Doorbells::Mapped);
+    let memory = Memory::new(16 << 20).unwrap();
+    let mut client = Client::connect(&socket).unwrap();
+    client.map_memory(&memory).unwrap();
+    let mut nvme = Nvme::commanding(client, memory, 0x0404).unwrap();
+    nvme.map_doorbells().unwrap();
+    nvme.enable().unwrap();
+    nvme.create_queues(2, 64).unwrap();
+    assert_eq!(nvme.namespace_size(1).unwrap(), (8192, 512));
+    assert_eq!(write(&mut nvme, 1, 0, &[6; 8192]), Status::SUCCESS);
+    assert_eq!(read(&mut nvme, 1, 0, 16), (Status::SUCCESS, vec![6; 8192]));
 }
 
 #[test]
@@ -61,7 +83,7 @@ fn subsystem_reset_takes_every_controller_down() {
         two.enable().unwrap();
         one.write32(reg::NSSR, 0x4e56_4d65).unwrap();
         // The other one follows on its own reactor's time.
-        let down = |nvme: &mut vfu::mock::nvme::Nvme| {
+        let down = |nvme: &mut Nvme| {
             (0..100_000).map(|_| nvme.read32(reg::CSTS).unwrap()).find(|status| status & csts::RDY == 0)
         };
         assert_eq!(down(&mut one), Some(csts::NSSRO));
@@ -234,7 +256,7 @@ fn namespaces_that_come_go_and_grow_are_told_and_listed() {
             ..Command::default()
         })
         .unwrap();
-        let expect_notice = |nvme: &mut vfu::mock::nvme::Nvme, change: &dyn Fn(), nsid: u8| {
+        let expect_notice = |nvme: &mut Nvme, change: &dyn Fn(), nsid: u8| {
             let cid =
                 nvme.submit_admin(Command { opcode: admin::ASYNC_EVENT, ..Command::default() }).unwrap();
             change();
@@ -249,7 +271,7 @@ fn namespaces_that_come_go_and_grow_are_told_and_listed() {
             rig.add(name);
         };
         expect_notice(&mut nvme, &|| adds("Malloc1"), 2);
-        assert_eq!(crate::rig::write(&mut nvme, 2, 0, &[5; 512]), Status::SUCCESS);
+        assert_eq!(write(&mut nvme, 2, 0, &[5; 512]), Status::SUCCESS);
         expect_notice(&mut nvme, &|| rig.server.registry().notify_resized("Malloc1", 16384).unwrap(), 2);
         assert_eq!(nvme.namespace_size(2).unwrap(), (16384, 512));
         let removes = || assert!(rig.subsystem.remove_namespace(2));
@@ -283,7 +305,7 @@ fn inaccessible_groups_refuse_commands_until_they_are_optimized_again() {
         ana.set(1, vfu::nvme::link::AnaState::Inaccessible);
         rig.subsystem.ana_changed();
         let statuses: Vec<Status> = (0..10_000)
-            .map(|_| crate::rig::read(&mut nvme, 1, 0, 1).0)
+            .map(|_| read(&mut nvme, 1, 0, 1).0)
             .skip_while(|status| status.is_success())
             .take(1)
             .collect();
