@@ -2,7 +2,8 @@
 
 A guest without hardware virtualization spends most of its time in QEMU's translator: the figures are for each other, and
 for nothing else. QEMU has the second core, with one virtual processor, and whoever serves the disk the first: a program or, in
-QEMU, the thread that does. Rounds are interleaved: every way boots once, then every way again.
+QEMU, the thread that does. Rounds are interleaved: every way boots once, then every way again. `--realtime` puts those who serve at real-time priority, for a machine that has
+other work: a thread that may run on one core only waits for whoever is there otherwise.
 """
 
 import contextlib
@@ -31,11 +32,20 @@ def vfio_user(path):
     return ["--device", json.dumps(device)]
 
 
+def place(run, thread):
+    """Puts a thread that serves on the first core, ahead of the others if that is wanted."""
+    os.sched_setaffinity(thread, {TARGET_CORE})
+    if run.realtime:
+        os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(1))
+
+
 @contextlib.contextmanager
 def ringside(run, path, front):
     with run.target() as target:
         target.call("bdev_uring_create", name="File0", filename=path, block_size=512)
         name = target.disk(front, "File0")
+        for thread in os.listdir(f"/proc/{target.process.pid}/task"):
+            place(run, int(thread))
         yield vfio_user(f"{target.path}/{name}" + ("/cntrl" if front == "nvme" else ""))
 
 
@@ -53,7 +63,7 @@ def storage_daemon(run, path, _front):
                    "--blockdev", BLOCKDEV.format(path=path),
                    "--export", f"type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path={sock},writable=on,num-queues=2"]
         daemon = subprocess.Popen(command, env={**os.environ, "QEMU_MODULE_DIR": f"{lib}/qemu"})
-        os.sched_setaffinity(daemon.pid, {TARGET_CORE})
+        place(run, daemon.pid)
         try:
             while not os.path.exists(sock):
                 if daemon.poll() is not None:
@@ -108,8 +118,8 @@ def boot(run, words, thread, log):
                "--smp", "1", "--quiet", "--log", log, *words]
     with subprocess.Popen(["taskset", "--cpu-list", str(LOAD_CORE), *command], stdout=subprocess.DEVNULL) as runner:
         while thread and runner.poll() is None:
-            if place := threads_of_qemu(runner.pid).get(thread):
-                os.sched_setaffinity(place, {TARGET_CORE})
+            if serves := threads_of_qemu(runner.pid).get(thread):
+                place(run, serves)
                 break
             time.sleep(0.05)
     if runner.returncode != 0:

@@ -29,9 +29,9 @@ IDLE_ENDPOINTS = 100
 class Run:
     """What a section works with, and the lines that are told in the end."""
 
-    def __init__(self, root, binaries, rounds, seconds, repeats, out, journal):
+    def __init__(self, root, binaries, rounds, seconds, repeats, out, journal, realtime=False):
         self.root, self.binaries, self.rounds, self.seconds, self.repeats = root, binaries, rounds, seconds, repeats
-        self.out, self.journal = out, journal
+        self.out, self.journal, self.realtime = out, journal, realtime
         self.bars = []
         self.noisy = self.taken = 0
 
