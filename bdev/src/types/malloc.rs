@@ -25,7 +25,7 @@ const PRODUCT_NAME: &str = "Malloc disk";
 
 /// Longest request that is done within submit.
 const INLINE_BYTES: usize = 256 << 10;
-/// Longest step of a longer one: about 0.1 ms.
+/// Longest step of a longer one, and what all the others of a pass may be together, give or take the last: about 0.1 ms.
 const STEP_BYTES: usize = 1 << 20;
 const _: () = assert!(INLINE_BYTES <= STEP_BYTES);
 /// How much of a copy is fetched before it begins; what lies behind that the processor foresees by itself.
@@ -184,6 +184,7 @@ impl Bdev for Malloc {
             block_size: self.info.block_size as usize,
             ready: ReadyQueue::new(depth),
             waiting: Vec::with_capacity(usize::from(depth)),
+            taken_bytes: 0,
             long: None,
             long_iov: Vec::with_capacity(MAX_SEGMENTS as usize),
         }))
@@ -307,6 +308,8 @@ struct MallocChannel {
     ready: ReadyQueue,
     /// Copies to be made; together with those that are ready never more than the depth.
     waiting: Vec<Waiting>,
+    /// Bytes of what was taken since the last reap.
+    taken_bytes: usize,
     /// The one request that is done in steps; a second one has to wait.
     long: Option<Transfer>,
     /// Its vectors; never more than it has room for.
@@ -347,7 +350,8 @@ impl MallocChannel {
 impl Channel for MallocChannel {
     #[inline]
     fn submit(&mut self, req: &Request<'_>) -> Result<(), Rejected> {
-        if self.ready.len() + self.waiting.len() >= self.waiting.capacity() {
+        let is_full = self.ready.len() + self.waiting.len() >= self.waiting.capacity();
+        if is_full || self.taken_bytes >= STEP_BYTES {
             return Err(Rejected::Full);
         }
         let direction = match req.op.kind() {
@@ -360,6 +364,7 @@ impl Channel for MallocChannel {
             && vector.len() <= INLINE_BYTES
         {
             let (token, is_read) = (req.token, matches!(direction, Direction::Read));
+            self.taken_bytes += vector.len();
             self.waiting.push(Waiting { token, is_read, offset: req.lba as usize * self.block_size, vector });
             return Ok(());
         }
@@ -375,6 +380,7 @@ impl Channel for MallocChannel {
         if transfer.left > INLINE_BYTES {
             return self.start_long(transfer, req.iov);
         }
+        self.taken_bytes += transfer.left;
         // INLINE_BYTES are one step, so there is a status.
         let status = transfer.step(&self.memory, req.iov, INLINE_BYTES).unwrap_or(Status::IoError);
         self.ready.push(Completion { token: req.token, status })
@@ -387,6 +393,7 @@ impl Channel for MallocChannel {
 
     #[inline]
     fn reap(&mut self, done: &mut [Completion]) -> usize {
+        self.taken_bytes = 0;
         if !self.waiting.is_empty() {
             self.copy_all();
         }

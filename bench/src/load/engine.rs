@@ -321,8 +321,6 @@ impl<D: Drive> Engine<D> {
                 if is_over(self, now) {
                     return Ok(());
                 }
-            } else if idle > 0 {
-                std::hint::spin_loop();
             }
         }
     }

@@ -29,8 +29,8 @@ const RING: u16 = 128;
 const RAM: u64 = 16 << 20;
 /// Batches of the neighbour in a round.
 const BATCHES: u32 = 200;
-/// Entries of the hostile guest's indirect table.
-const TABLE: u16 = 1024;
+/// Entries of the hostile guest's indirect table: as many as a chain may have, which is as many as the queue has.
+const TABLE: u16 = RING;
 const TABLE_AT: u64 = DEFAULT_BASE + RAM - 16 * TABLE as u64;
 
 /// How a guest's life is hostile.

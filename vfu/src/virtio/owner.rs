@@ -23,9 +23,13 @@ use crate::{
 
 /// Chains taken in one pass, so that one queue does not keep the reactor from the others.
 const CHAINS_PER_PASS: u32 = 256;
-/// Buffers that these chains may have together, give or take the last chain's. A guest may make every chain as long as
-/// chains can be, of buffers that say nothing, and would otherwise hold the reactor for a millisecond a pass.
-const SEGMENTS_PER_PASS: usize = 2048;
+/// Buffers that these chains may have together, beyond what each has anyway ([`USUAL_SEGMENTS`]), give or take the last
+/// chain's. A guest may make every chain as long as chains can be, of buffers that say nothing; then a pass takes one.
+const EXTRA_SEGMENTS_PER_PASS: usize = 256;
+/// Header, data and status.
+const USUAL_SEGMENTS: usize = 3;
+/// Header and status.
+const CHAIN_FRAME: usize = 2;
 
 /// All that is needed to start a queue on another reactor.
 pub(super) struct Start<H: Handler> {
@@ -37,6 +41,8 @@ pub(super) struct Start<H: Handler> {
     /// Where the ring starts, if not at [`Ring::START`].
     pub(super) position: Option<Position>,
     pub(super) moderation: Option<Moderation>,
+    /// Entries of the device's queues.
+    pub(super) queue_size: u16,
     pub(super) handler: MakeHandler<H>,
 }
 
@@ -46,7 +52,7 @@ pub(super) fn start<R: Ring + 'static, H: Handler>(
     start: Start<H>,
 ) -> Result<(), SendError> {
     reactor.send(Box::new(move |reactor| {
-        let Start { name, group, bus, control, layout, position, moderation, handler } = start;
+        let Start { name, group, bus, control, layout, position, moderation, queue_size, handler } = start;
         let position = position.unwrap_or(R::START);
         let handler = match handler() {
             Ok(handler) => handler,
@@ -61,7 +67,7 @@ pub(super) fn start<R: Ring + 'static, H: Handler>(
             .on_fault(move |_| faulted.ended(QueueState::Faulted, Position::default()));
         reactor.add(spec, move |cx| {
             let moderator = moderation.map(|it| Moderator::new(it, cx.clock().ticks(it.time)));
-            let parts = Parts { name, bus, control, layout, position, moderator, handler };
+            let parts = Parts { name, bus, control, layout, position, moderator, queue_size, handler };
             let owner = Owner::<R, H>::new(parts, cx);
             owner.control.started(cx.waker());
             Box::new(owner)
@@ -85,6 +91,7 @@ struct Parts<H> {
     layout: RingLayout,
     position: Position,
     moderator: Option<Moderator>,
+    queue_size: u16,
     handler: H,
 }
 
@@ -126,7 +133,7 @@ struct Owner<R, H> {
 
 impl<R: Ring, H: Handler> Owner<R, H> {
     fn new(parts: Parts<H>, cx: &PollerCx) -> Self {
-        let Parts { name, bus, control, layout, position, moderator, handler } = parts;
+        let Parts { name, bus, control, layout, position, moderator, queue_size, handler } = parts;
         VIRTIO.record_text(QUEUE_START, control.vector().into(), &name);
         let completions = handler.event_fd().and_then(|fd| {
             let watch = cx.watch(fd, Interest::Read);
@@ -154,7 +161,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             signal,
             moderator,
             sampler: Sampler::new(cx.clock()),
-            chain: Chain::new(),
+            // Of the smallest queues, room for a header, data and a status.
+            chain: Chain::with_room(usize::from(queue_size) + CHAIN_FRAME),
             is_broken: false,
             epoch: 0,
             fallback,
@@ -217,8 +225,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if let Some(last) = self.chain.segments().first() {
             self.view.prefetch(last.addr);
         }
-        let (mut pending, mut segments) = (true, 0);
-        while pending && taken.chains < CHAINS_PER_PASS && segments < SEGMENTS_PER_PASS {
+        let (mut pending, mut extra_segments) = (true, 0);
+        while pending && taken.chains < CHAINS_PER_PASS && extra_segments < EXTRA_SEGMENTS_PER_PASS {
             ring.pop(&self.view, &mut self.chain)?;
             let id = self.chain.id();
             if self.handler.is_in_flight(id) {
@@ -233,7 +241,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             }
             laps.lap(Stage::Submit);
             taken.chains += 1;
-            segments += self.chain.len();
+            extra_segments += self.chain.len().saturating_sub(USUAL_SEGMENTS);
             pending = ring.has_next();
         }
         Ok(())

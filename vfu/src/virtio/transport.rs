@@ -401,6 +401,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             layout,
             position: queue.position,
             moderation: self.options.moderation,
+            queue_size: self.device.queue_size(),
             handler: self.device.handler(number, features),
         };
         let reactor =

@@ -82,6 +82,7 @@ fn start_with<H: Handler>(
         layout: QueueConfig { size: 2, ..QueueConfig::default() }.check().unwrap(),
         position: None,
         moderation: None,
+        queue_size: 2,
         handler: Box::new(handler),
     };
     super::start::<SplitRing, H>(&reactor.handle(), start).unwrap();

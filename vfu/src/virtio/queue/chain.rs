@@ -21,21 +21,35 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Buffers in one chain. A driver that obeys `seg_max` stays far below.
+    /// Buffers in one chain, whatever the device.
     pub const MAX_SEGMENTS: usize = 1026;
 
     /// An empty chain with room for as many buffers as there may be.
     #[must_use]
     pub fn new() -> Self {
-        let segments = vec![Segment { addr: 0, len: 0 }; Self::MAX_SEGMENTS].into_boxed_slice();
+        Self::with_room(Self::MAX_SEGMENTS)
+    }
+
+    /// The same for so many buffers, at most [`Self::MAX_SEGMENTS`]. No driver may make a chain longer than the device's
+    /// queues (virtio 1.2, 2.7.5.3.1), and who does it all the same only wants to keep the reactor busy.
+    #[must_use]
+    pub fn with_room(buffers: usize) -> Self {
+        let room = buffers.min(Self::MAX_SEGMENTS);
+        let segments = vec![Segment { addr: 0, len: 0 }; room].into_boxed_slice();
         Self { id: 0, entries: 0, counts: Counts::default(), segments }
     }
 
-    /// Starts over: empty until [`Filling::end`], and with room for `limit` buffers if that is less than there is.
+    /// Starts over: empty until [`Filling::end`]. A chain has at most as many buffers as its table has entries.
     #[inline(always)]
-    pub(in crate::virtio) fn refill(&mut self, limit: u16) -> Filling<'_> {
-        let room = usize::from(limit).min(Self::MAX_SEGMENTS);
-        Filling { segments: &mut self.segments[..room], counts: &mut self.counts, len: 0, readable: 0 }
+    pub(in crate::virtio) fn refill(&mut self, entries: u16) -> Filling<'_> {
+        let room = usize::from(entries).min(self.segments.len());
+        Filling {
+            segments: &mut self.segments[..room],
+            counts: &mut self.counts,
+            entries,
+            len: 0,
+            readable: 0,
+        }
     }
 
     /// Names the chain.
@@ -105,6 +119,7 @@ struct Counts {
 pub(in crate::virtio) struct Filling<'a> {
     segments: &'a mut [Segment],
     counts: &'a mut Counts,
+    entries: u16,
     len: usize,
     readable: usize,
 }
@@ -128,7 +143,7 @@ impl Filling<'_> {
     /// A chain longer than its table goes round in it.
     #[cold]
     fn no_room(&self) -> RingError {
-        if self.segments.len() < Chain::MAX_SEGMENTS { RingError::Loop } else { RingError::TooLong }
+        if self.segments.len() < usize::from(self.entries) { RingError::TooLong } else { RingError::Loop }
     }
 
     /// The chain is what was appended.
@@ -141,5 +156,29 @@ impl Filling<'_> {
 impl Default for Chain {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How a chain of `buffers` ends in a table of `entries`, on a device with queues of 4.
+    fn fill(buffers: usize, entries: u16) -> Result<usize, RingError> {
+        let mut chain = Chain::with_room(4);
+        let mut filling = chain.refill(entries);
+        for _ in 0..buffers {
+            filling.push(Segment { addr: 0, len: 1 }, true)?;
+        }
+        filling.end();
+        Ok(chain.len())
+    }
+
+    #[test]
+    fn chain_is_as_long_as_the_queue_and_as_its_table_at_most() {
+        assert_eq!(fill(4, 4), Ok(4));
+        assert_eq!(fill(4, 9), Ok(4));
+        assert_eq!(fill(5, 9), Err(RingError::TooLong));
+        assert_eq!(fill(4, 3), Err(RingError::Loop));
     }
 }

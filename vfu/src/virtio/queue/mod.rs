@@ -141,8 +141,8 @@ pub enum RingError {
     /// A readable descriptor behind a writable one (virtio 1.2, 2.7.4.2).
     #[error("a readable descriptor follows a writable one")]
     Order,
-    /// More than [`Chain::MAX_SEGMENTS`] in one chain.
-    #[error("more than {} descriptors in a chain", Chain::MAX_SEGMENTS)]
+    /// More than the device's queues have entries (virtio 1.2, 2.7.5.3.1).
+    #[error("a descriptor chain is longer than the device's queues are")]
     TooLong,
     /// A table that cannot be read.
     #[error("descriptor table: {0}")]

@@ -125,7 +125,7 @@ impl PackedRing {
             return Err(RingError::Indirect);
         }
         let table = view.slice(head.addr, head.len as usize)?;
-        let mut filling = chain.refill(u16::MAX);
+        let mut filling = chain.refill(u16::try_from(entries).unwrap_or(u16::MAX));
         for at in 0..entries {
             let entry: PackedDesc = match table {
                 Some(table) => table.read(at * DESC_LEN),
