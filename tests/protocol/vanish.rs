@@ -106,9 +106,9 @@ fn thousand(kit: &Kit) -> Result<()> {
         converse(kit, round % 12).with_context(|| format!("first round {round}"))?;
     }
     let settled = || -> Result<(usize, usize, u64)> {
-        // A served client means that nothing of the one before is under way.
-        kit.open()?.is_in_step()?;
-        kit.open()?.is_in_step()?;
+        // A served client means that nothing of the one before is under way; it stays while what is there is counted.
+        let mut served = kit.open()?;
+        served.is_in_step()?;
         belongings(pid)
     };
     let before = settled()?;
