@@ -401,9 +401,11 @@ impl Wire {
         let mut memory = self.memory.take().context("no private memory")?;
         while let Some(command) = self.receive()? {
             let answer = memory.reply(&command)?;
-            // A queue that had one more question when the client went closes before the answer.
-            if self.raw(&answer, &[]).is_err() {
-                break;
+            match self.raw(&answer, &[]) {
+                Ok(()) => {}
+                // A queue that had one more question when the client went closes before the answer.
+                Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::PIPE) => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(memory.answered)
