@@ -213,10 +213,10 @@ def endpoints(run):
     """The same load over more and more endpoints."""
     counts = [1, 2, 4, 8, 16, 32, 64]
     with run.target() as target:
-        bdev = target.null()
+        # A bdev each: a namespace claims its own.
         for front in ("split", "nvme"):
             for number in range(counts[-1]):
-                target.disk(front, bdev, f"{front}{number}")
+                target.disk(front, target.null(f"{front}-{number}"), f"{front}{number}")
         found = {}
         for front in ("split", "nvme"):
             for count in counts:
