@@ -48,6 +48,11 @@ pub(crate) enum EndpointError {
     /// The bdev cannot be opened.
     #[error("bdev: {0}")]
     Bdev(#[from] bdev::Error),
+    /// virtio-blk counts in sectors, and drivers take a block of a power of two of them only (virtio 1.2, 5.2.4).
+    #[error(
+        "bdev {0}: blocks of {1} bytes; a virtio-blk disk's are a power of two (virtio-scsi takes others)"
+    )]
+    BlockSize(String, u32),
     /// The socket cannot be made.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -80,7 +85,7 @@ impl EndpointError {
             Self::Target(TargetError::InUse(_)) => Errno::EXIST,
             Self::Target(TargetError::Missing(_)) => Errno::NOENT,
             Self::TargetBdev(_) => Errno::FAULT,
-            Self::Target(TargetError::Number(_)) | Self::NotScsi(_) => Errno::INVAL,
+            Self::Target(TargetError::Number(_)) | Self::NotScsi(_) | Self::BlockSize(..) => Errno::INVAL,
             Self::Reactor(_) => Errno::AGAIN,
         };
         errno.raw_os_error()
@@ -260,6 +265,10 @@ impl Endpoints {
         self.create(&name, cpumask.as_deref(), vectors, call, || {
             let events = Arc::new(Events::default());
             let descriptor = Arc::new(open(registry, &bdev_name, &events)?);
+            let block_size = descriptor.bdev().info().block_size;
+            if !block_size.is_power_of_two() {
+                return Err(EndpointError::BlockSize(bdev_name, block_size));
+            }
             let blk = BlkSpec { descriptor, events, num_queues, queue_size };
             let model: BuildModel = Box::new(move |home, bus| {
                 Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
