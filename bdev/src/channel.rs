@@ -38,8 +38,9 @@ use crate::{Completion, Rejected, Request};
 /// Overlapping writes in flight together leave each block as one of them wrote it, or a mixture where a block
 /// is not written atomically.
 ///
-/// **Removal.** After the bdev is removed the wrapper submits no more. What is in flight ends as usual or
-/// with [`Status::Removed`](crate::Status::Removed); it does end.
+/// **Removal.** From the pass on that finds the bdev removed, which [`removed`](Self::removed) is told in, the
+/// wrapper submits no more. What is in flight ends as usual or with
+/// [`Status::Removed`](crate::Status::Removed); it does end.
 ///
 /// **Drop.** The caller drains first. A channel that is dropped with requests in flight all the same must
 /// make sure that none of their memory is touched once `drop` returns, by waiting if it has to.

@@ -93,7 +93,7 @@ impl IoVec {
 
     /// Has the processor fetch the first `len` bytes, which will be copied soon. A hint: it touches nothing.
     #[inline]
-    pub(crate) fn prefetch(&self, len: usize) {
+    pub fn prefetch(&self, len: usize) {
         prefetch(self.base, len.min(self.len));
     }
 

@@ -1,12 +1,7 @@
 //! One queue's snapshot of the windows: guest addresses in, memory out.
 #![expect(unsafe_code, reason = "builds the IoVecs and Slices that stand for guest memory")]
 
-use std::{
-    arch::x86_64::{_MM_HINT_T0, _mm_prefetch},
-    cell::Cell,
-    ptr::NonNull,
-    sync::Arc,
-};
+use std::{cell::Cell, ptr::NonNull, sync::Arc};
 
 use bdev::IoVec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -172,9 +167,8 @@ impl View {
     /// Has the processor fetch the cache line at an address, if it lies in the window used last. A guess: nothing depends on it.
     #[inline]
     pub fn prefetch(&self, address: u64) {
-        if let Some(base) = self.near(address, 1, Access::Read) {
-            // SAFETY: a prefetch reads nothing that anybody sees, and faults nowhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(base.as_ptr().cast()) };
+        if let Some(byte) = self.near_iovec(address, 1, false) {
+            byte.prefetch(1);
         }
     }
 

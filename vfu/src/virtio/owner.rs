@@ -26,10 +26,10 @@ const CHAINS_PER_PASS: u32 = 256;
 /// Buffers that these chains may have together, beyond what each has anyway ([`USUAL_SEGMENTS`]), give or take the last
 /// chain's. A guest may make every chain as long as chains can be, of buffers that say nothing; then a pass takes one.
 const EXTRA_SEGMENTS_PER_PASS: usize = 256;
-/// Header, data and status.
-const USUAL_SEGMENTS: usize = 3;
 /// Header and status.
-const CHAIN_FRAME: usize = 2;
+const FRAME_SEGMENTS: usize = 2;
+/// And data.
+const USUAL_SEGMENTS: usize = FRAME_SEGMENTS + 1;
 
 /// All that is needed to start a queue on another reactor.
 pub(super) struct Start<H: Handler> {
@@ -162,7 +162,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             moderator,
             sampler: Sampler::new(cx.clock()),
             // Of the smallest queues, room for a header, data and a status.
-            chain: Chain::with_room(usize::from(queue_size) + CHAIN_FRAME),
+            chain: Chain::with_room(usize::from(queue_size) + FRAME_SEGMENTS),
             is_broken: false,
             epoch: 0,
             fallback,
@@ -387,7 +387,9 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     }
 
     fn start_remote(&mut self) {
-        let made = RemoteQueue::new(&self.name, &self.bus, self.layout, self.position, self.waker.clone());
+        let room = self.chain.room();
+        let made =
+            RemoteQueue::new(&self.name, &self.bus, self.layout, self.position, self.waker.clone(), room);
         match made {
             Ok(remote) => self.remote = Some(remote),
             Err(error) => {

@@ -176,6 +176,22 @@ fn verify_compares_with_the_drivers_data_where_it_is_told_to() {
 }
 
 #[test]
+fn verify_compares_blocks_longer_than_a_step() {
+    let host = Host::new();
+    host.rig.malloc("Malloc1", 128 << 10, 16);
+    host.add(0, "Malloc1");
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+    let data = pattern(256 << 10, 3);
+    good(&mut driver, &[0x2a, 0, 0, 0, 0, 8, 0, 0, 2, 0], &data, 0);
+    good(&mut driver, &[0x2f, 2, 0, 0, 0, 8, 0, 0, 2, 0], &data, 0);
+    let mut other = data;
+    other[(256 << 10) - 1] ^= 1;
+    let differs = driver.run(lun(0, 0), &[0x2f, 2, 0, 0, 0, 8, 0, 0, 2, 0], &other, 0).unwrap();
+    assert_eq!(sense(&differs), [0xe, 0x1d, 0]);
+}
+
+#[test]
 fn unit_tells_which_commands_there_are() {
     let host = Host::new();
     host.add(0, "Malloc0");

@@ -59,6 +59,11 @@ impl Chain {
         self.entries = entries;
     }
 
+    /// How many buffers it may have.
+    pub(in crate::virtio) fn room(&self) -> usize {
+        self.segments.len()
+    }
+
     /// By what name it is given back.
     #[inline]
     #[must_use]

@@ -210,7 +210,7 @@ impl PackedRing {
     /// One store: the driver never sees a part of it.
     fn tell(slice: Slice<'_>, event: EventSuppression) {
         let word: u32 = zerocopy::transmute!(event);
-        slice.write(0, word);
+        slice.store_u32(0, word, Ordering::Relaxed);
     }
 }
 
@@ -290,7 +290,7 @@ impl Ring for PackedRing {
         self.desc.slice().store_u16(at, flags, Ordering::Release);
         // Our flags, then its wish; the driver does it the other way round (virtio 1.2, 2.8.21.3).
         fence(Ordering::SeqCst);
-        let word: u32 = self.driver.slice().read(0);
+        let word = self.driver.slice().load_u32(0, Ordering::Relaxed);
         let event: EventSuppression = zerocopy::transmute!(word);
         match event.flags & event_flags::MASK {
             event_flags::DISABLE => false,

@@ -94,7 +94,7 @@ pub(super) struct RemoteQueue {
 }
 
 impl RemoteQueue {
-    /// A queue that goes on from `position`. `owner` wakes its poller.
+    /// A queue that goes on from `position`. `owner` wakes its poller; chains have `room` buffers at most.
     ///
     /// # Errors
     /// No memory for the bounce buffer, or a position that the ring does not have.
@@ -104,6 +104,7 @@ impl RemoteQueue {
         layout: RingLayout,
         position: Position,
         owner: Waker,
+        room: usize,
     ) -> Result<Self, rustix::io::Errno> {
         let bounce = Bounce::new(BOUNCE, BOUNCE_LEN)?;
         let desk = Rc::new(RefCell::new(Desk { look: true, position, ..Desk::default() }));
@@ -112,11 +113,13 @@ impl RemoteQueue {
         let name = name.to_owned();
         let work: Pin<Box<dyn Future<Output = Ended>>> = match layout.format() {
             Format::Split => {
-                let ring = RemoteRing { reach, bounce: view, shape: Split::new(layout.config(), position) };
+                let ring =
+                    RemoteRing { reach, bounce: view, room, shape: Split::new(layout.config(), position) };
                 Box::pin(ring.run_to_end(name))
             }
             Format::Packed => {
-                let ring = RemoteRing { reach, bounce: view, shape: Packed::new(layout.config(), position)? };
+                let ring =
+                    RemoteRing { reach, bounce: view, room, shape: Packed::new(layout.config(), position)? };
                 Box::pin(ring.run_to_end(name))
             }
         };
@@ -274,6 +277,8 @@ trait Shape: 'static {
 struct RemoteRing<S> {
     reach: Reach,
     bounce: View,
+    /// Buffers that a chain may have.
+    room: usize,
     shape: S,
 }
 
@@ -323,7 +328,7 @@ impl<S: Shape> RemoteRing<S> {
     async fn serve_one(&mut self) -> Result<(), Failure> {
         let offered = self.shape.next(&self.reach).await?;
         let (chain, writable) = self.fetch(&offered).await?;
-        let mut given = Chain::new();
+        let mut given = Chain::with_room(0);
         given.name(chain.id(), chain.entries());
         {
             let mut desk = self.reach.desk.borrow_mut();
@@ -361,7 +366,7 @@ impl<S: Shape> RemoteRing<S> {
 
     /// Fetches what the device reads of a chain. Beside the copy: what it writes, and where that is in the bounce buffer.
     async fn fetch(&self, offered: &Offered) -> Result<(Chain, Vec<(Segment, u64)>), Failure> {
-        let mut chain = Chain::new();
+        let mut chain = Chain::with_room(self.room);
         let mut filling = chain.refill(u16::MAX);
         let mut writable = Vec::new();
         let mut at = BOUNCE;

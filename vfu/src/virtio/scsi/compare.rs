@@ -9,7 +9,7 @@ use crate::{
     virtio::{blk::request::Data, queue::Segment},
 };
 
-/// Bytes that are compared at a time.
+/// Bytes that are compared at a time, unless one block has more.
 const STEP_LEN: usize = 64 << 10;
 
 /// What is left of a comparison.
@@ -82,13 +82,14 @@ impl Desk {
     }
 
     /// Takes the desk for a command with these data. False while another has it; an error without memory.
-    pub(super) fn take(&mut self, data: Data<'_>) -> Result<bool, rustix::io::Errno> {
+    pub(super) fn take(&mut self, data: Data<'_>, block_size: u64) -> Result<bool, rustix::io::Errno> {
         if self.is_used {
             return Ok(false);
         }
-        if self.memory.is_none() {
-            let (read, given) = (vec![0; STEP_LEN], vec![0; STEP_LEN]);
-            self.memory = Some(Memory { bounce: Bounce::new(0, STEP_LEN as u64)?, read, given });
+        let len = STEP_LEN.max(block_size as usize);
+        if self.memory.as_ref().is_none_or(|memory| memory.read.len() < len) {
+            let (read, given) = (vec![0; len], vec![0; len]);
+            self.memory = Some(Memory { bounce: Bounce::new(0, len as u64)?, read, given });
         }
         self.pieces.clear();
         self.pieces.extend(data.pieces());

@@ -449,7 +449,7 @@ impl Commands {
                 if compare.len() > out.len() {
                     return Err(End::Transport(response::OVERRUN));
                 }
-                match self.tools.desk.take(out) {
+                match self.tools.desk.take(out, block_size) {
                     Ok(true) => {}
                     Ok(false) => return Ok(Verdict::Full),
                     Err(_no_memory) => return Err(Sense::HARDWARE.into()),
