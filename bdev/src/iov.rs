@@ -122,7 +122,7 @@ impl IoVec {
 
 /// Has the processor fetch `len` bytes. A hint: whatever the address is, nothing happens but that.
 #[inline]
-pub(crate) fn prefetch(from: *const u8, len: usize) {
+pub fn prefetch(from: *const u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     for offset in (0..len).step_by(CACHE_LINE_BYTES) {
         // SAFETY: the instruction accesses nothing and cannot fault.

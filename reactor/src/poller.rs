@@ -53,6 +53,10 @@ pub trait Poller {
     /// within the polls since.
     fn poll(&mut self, now: Tick) -> Work;
 
+    /// Its poll comes soon, and another poller is at work: has the processor fetch the lines it will look at first. A
+    /// hint, given only where pollers find work; nothing is touched.
+    fn prefetch(&self) {}
+
     /// The poller has been idle for its spin time (and in interrupt mode or without spin: for one poll). Before it
     /// answers `Wait` or `Until`, it must turn its notifications on, issue a sequentially consistent fence, and look at
     /// every source once more; its own waker works from before this call. A wake that comes during the call brings it

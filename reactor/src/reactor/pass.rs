@@ -251,6 +251,7 @@ impl Reactor {
                 Work::Busy => {
                     self.untimed_calls = mem::take(&mut untimed_calls);
                     self.count_busy(slot);
+                    self.prefetch(cursor + 2);
                     true
                 }
                 Work::Done => {
@@ -264,6 +265,17 @@ impl Reactor {
         }
         self.cursor = cursor;
         self.untimed_calls = untimed_calls;
+    }
+
+    /// Tells an active poller that its turn comes after the next one's: a poll is about as long as a cache line takes to
+    /// come over from the other processor. Only after busy polls, since a pass that finds nothing has nothing to hide
+    /// the fetching behind.
+    #[inline]
+    fn prefetch(&self, place: usize) {
+        let slot = self.active.get(place).and_then(|&slot| self.slots.get(slot as usize));
+        if let Some(tenant) = slot.and_then(|slot| slot.tenant.as_ref()) {
+            tenant.poller.prefetch();
+        }
     }
 
     /// The poller has run out of patience: parks it, or answers true if it stays.

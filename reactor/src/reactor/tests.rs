@@ -36,6 +36,7 @@ fn group() -> Group {
 /// A poller that a test holds by the other end: it does as it is told and notes what happens to it.
 struct Probe {
     polls: Cell<u32>,
+    hints: Cell<u32>,
     parks: Cell<u32>,
     unparks: Cell<u32>,
     /// Polls that will still find work.
@@ -56,6 +57,7 @@ impl Probe {
     fn new(park: Park) -> Rc<Probe> {
         Rc::new(Probe {
             polls: Cell::new(0),
+            hints: Cell::new(0),
             parks: Cell::new(0),
             unparks: Cell::new(0),
             work: Cell::new(0),
@@ -99,6 +101,10 @@ impl Poller for ProbePoller {
             (false, 0) => Work::Idle,
             (false, _) => Work::Busy,
         }
+    }
+
+    fn prefetch(&self) {
+        self.0.hints.set(self.0.hints.get() + 1);
     }
 
     fn park(&mut self, _now: Tick) -> Park {

@@ -37,6 +37,18 @@ fn work_starts_the_spin_anew() {
 }
 
 #[test]
+fn poller_that_found_work_has_the_one_after_the_next_fetch_what_it_will_look_at() {
+    let (mut reactor, _hand) = adaptive();
+    let probes = [(); 4].map(|()| probe(&mut reactor, Park::Never));
+    reactor.poll_once();
+    assert_eq!(probes.each_ref().map(|probe| probe.hints.get()), [0; 4]);
+    probes[1].work.set(1);
+    probes[3].work.set(1);
+    reactor.poll_once();
+    assert_eq!(probes.each_ref().map(|probe| probe.hints.get()), [0, 0, 0, 1]);
+}
+
+#[test]
 fn parked_poller_is_polled_no_more() {
     let (mut reactor, hand) = adaptive();
     let probe = parked_probe(&mut reactor, &hand, Park::Wait);

@@ -121,6 +121,12 @@ impl Doorbell {
     }
 
     #[inline]
+    pub(super) fn prefetch(&self) {
+        let span = self.shadow.as_ref().map_or(&self.page, |(shadow, _)| shadow);
+        span.slice().prefetch(self.at);
+    }
+
+    #[inline]
     pub(super) fn load(&self) -> u32 {
         match &self.shadow {
             None => self.page.slice().load_u32(self.at, Ordering::Acquire),

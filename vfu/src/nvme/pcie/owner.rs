@@ -590,6 +590,10 @@ impl Poller for Owner {
         self.pass(now, &mut Untimed)
     }
 
+    fn prefetch(&self) {
+        self.sqs.iter().for_each(Sq::prefetch);
+    }
+
     fn park(&mut self, now: Tick) -> Park {
         self.io.publish();
         // A change that came since the last poll woke nobody: wakes count only from now on.

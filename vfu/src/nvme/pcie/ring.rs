@@ -96,6 +96,16 @@ impl Sq {
         (self.is_remote && n > 0).then_some((at, n))
     }
 
+    /// Has the processor fetch what is looked at next.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        self.doorbell.prefetch();
+        if let Some(entries) = &self.entries {
+            entries.slice().prefetch(usize::from(self.head) * SQE_LEN);
+            entries.slice().prefetch(usize::from(self.head) * SQE_LEN + SQE_LEN);
+        }
+    }
+
     /// Entries that wait. The tail is loaded with acquire.
     #[inline]
     pub(super) fn look(&mut self) -> Result<u16, BadDoorbell> {
