@@ -237,7 +237,15 @@ impl Nvme {
     /// # Errors
     /// See [`NvmeError`].
     pub fn use_shadow_doorbells(&mut self) -> Result<(), NvmeError> {
-        let (shadow, event) = (self.memory.allocate(PAGE, PAGE)?, self.memory.allocate(PAGE, PAGE)?);
+        let pages = [self.memory.allocate(PAGE, PAGE)?, self.memory.allocate(PAGE, PAGE)?];
+        self.use_shadow_doorbells_at(pages)
+    }
+
+    /// The same with pages of one's own, whatever they hold: shadows, and their event indexes.
+    ///
+    /// # Errors
+    /// See [`NvmeError`].
+    pub fn use_shadow_doorbells_at(&mut self, [shadow, event]: [u64; 2]) -> Result<(), NvmeError> {
         let config = Command { opcode: admin::DOORBELL_BUFFER, dptr: [shadow, event], ..Command::default() };
         self.admin_ok(config)?;
         self.doorbells.shadow = Some((self.memory.span(shadow, PAGE)?, self.memory.span(event, PAGE)?));

@@ -7,7 +7,7 @@ use vfu::{
     nvme::spec::{Command, Status, admin, nvm},
 };
 
-use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, write};
+use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, remap, write};
 
 fn load(nvme: &mut Nvme, queue: usize, dptr: [u64; 2]) {
     let commands: Vec<Command> = (0..48).map(|n| blocks_command(nvm::READ, 1, n * 8, 16, dptr)).collect();
@@ -177,14 +177,7 @@ fn memory_that_is_unmapped_under_a_live_queue_suspends_it_until_it_is_back() {
     let mut rig = Rig::new();
     let mut nvme = rig.driver(Doorbells::Trapped, 1);
     write(&mut nvme, 1, 0, &[3; BLOCK]);
-    nvme.client().dma_unmap_all().unwrap();
-    let regions: Vec<_> = nvme.memory.regions().to_vec();
-    let file = nvme.memory.file().try_clone_to_owned().unwrap();
-    for region in regions {
-        let both = vfu::dma::Protection { read: true, write: true };
-        let file = Some((std::os::fd::AsFd::as_fd(&file), region.offset));
-        nvme.client().dma_map(region.address, region.len, both, file).unwrap();
-    }
+    remap(&mut nvme);
     assert_eq!(read(&mut nvme, 1, 0, 1), (Status::SUCCESS, vec![3; BLOCK]));
     assert!(nvme.identify(1, 0).is_ok());
 }

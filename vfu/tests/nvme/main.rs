@@ -12,4 +12,5 @@ mod model;
 mod private;
 mod random;
 mod rig;
+mod shadow;
 mod sleep;

@@ -1,6 +1,7 @@
 //! What the tests stand on.
 
 use std::{
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,6 +12,7 @@ use bdev::{
 };
 use tempfile::TempDir;
 use vfu::{
+    dma::Protection,
     mock::{
         client::Client,
         memory::Memory,
@@ -129,6 +131,28 @@ pub(crate) fn connect(socket: &Path, doorbells: Doorbells) -> Nvme {
     let mut client = client.unwrap();
     client.map_memory(&memory).unwrap();
     Nvme::over(client, memory).unwrap()
+}
+
+/// Takes the guest's memory away and shares it again.
+pub(crate) fn remap(nvme: &mut Nvme) {
+    nvme.client().dma_unmap_all().unwrap();
+    share(nvme);
+}
+
+/// Shares all of the guest's memory.
+pub(crate) fn share(nvme: &mut Nvme) {
+    for nth in 0..nvme.memory.regions().len() {
+        share_region(nvme, nth);
+    }
+}
+
+/// Shares one of its regions.
+pub(crate) fn share_region(nvme: &mut Nvme, nth: usize) {
+    let region = nvme.memory.regions()[nth];
+    let file = nvme.memory.file().try_clone_to_owned().unwrap();
+    let both = Protection { read: true, write: true };
+    let file = Some((file.as_fd(), region.offset));
+    nvme.client().dma_map(region.address, region.len, both, file).unwrap();
 }
 
 /// Data of up to two pages in guest memory.

@@ -10,7 +10,10 @@ use std::sync::{
 
 use reactor::Waker;
 
-use super::ring::{Buffers, Rings, Setup};
+use super::{
+    doorbells::Buffers,
+    ring::{Rings, Setup},
+};
 use crate::{device::HomeWaker, moderation::Moderation};
 
 /// Where a completion queue is in its life.

@@ -7,11 +7,11 @@ use reactor::Handle;
 
 use super::{
     control::{Abort, Control, State},
-    doorbells::{Doorbells, Side},
+    doorbells::{Buffers, Doorbells, Side},
     memory::GuestData,
     registers::{Register, Registers, capabilities},
     remote::{Errands, Outcome},
-    ring::{Buffers, Cq, Setup, Sq},
+    ring::{Cq, Setup, Sq},
 };
 use crate::{
     device::{Bus, Home, Progress},

@@ -36,6 +36,40 @@ fn offset(qid: u16, side: Side) -> usize {
     usize::from(qid) * 8 + if side == Side::Head { 4 } else { 0 }
 }
 
+/// Guest addresses of the shadow doorbells and of their event indexes, one page each (Base, 5.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Buffers {
+    pub(super) shadow: u64,
+    pub(super) event: u64,
+}
+
+impl Buffers {
+    const LEN: usize = 4096;
+
+    /// Both pages, if the device reaches them.
+    pub(super) fn spans(self, view: &View) -> Option<(Span, Span)> {
+        let page = |address| view.span(address, Self::LEN, true).ok();
+        Some((page(self.shadow)?, page(self.event)?))
+    }
+
+    /// Where a doorbell starts that the driver has not rung here yet, before it may: what another life of the queue left in the
+    /// page would have old commands executed again. False if the page cannot be reached.
+    pub(super) fn start(self, view: &View, (qid, side): (u16, Side), value: u32) -> bool {
+        if offset(qid, side) >= Self::LEN {
+            return true;
+        }
+        let Some((shadow, _)) = self.spans(view) else { return false };
+        shadow.slice().store_u32(offset(qid, side), value, Ordering::Release);
+        true
+    }
+
+    /// Where a doorbell stands; none if it cannot be reached, or has no place here.
+    pub(super) fn load(self, view: &View, (qid, side): (u16, Side)) -> Option<u32> {
+        let (shadow, _) = self.spans(view).filter(|_| offset(qid, side) < Self::LEN)?;
+        Some(shadow.slice().load_u32(offset(qid, side), Ordering::Acquire))
+    }
+}
+
 /// The doorbells of a controller.
 #[derive(Debug)]
 pub(super) struct Doorbells {
@@ -66,11 +100,15 @@ impl Doorbells {
         self.span.slice().store_u32(offset(qid, side), value, Ordering::Release);
     }
 
+    #[inline]
+    pub(super) fn load(&self, qid: u16, side: Side) -> u32 {
+        self.span.slice().load_u32(offset(qid, side), Ordering::Acquire)
+    }
+
     /// Both doorbells of a queue pair as they stand in the page, and how often the page was cleared.
     #[inline]
     pub(super) fn both(&self, qid: u16) -> [u32; 3] {
-        let load = |side| self.span.slice().load_u32(offset(qid, side), Ordering::Acquire);
-        [self.lives.load(Ordering::Acquire), load(Side::Tail), load(Side::Head)]
+        [self.lives.load(Ordering::Acquire), self.load(qid, Side::Tail), self.load(qid, Side::Head)]
     }
 
     pub(super) fn clear(&self) {
@@ -87,6 +125,8 @@ pub(super) struct Doorbell {
     page: Span,
     at: usize,
     shadow: Option<(Span, Span)>,
+    /// It has a shadow that cannot be reached now: what the page says is old.
+    pub(super) is_lost: bool,
 }
 
 /// A word of a span.
@@ -106,18 +146,16 @@ impl Word for At<'_> {
 
 impl Doorbell {
     pub(super) fn new(doorbells: &Doorbells, qid: u16, side: Side) -> Self {
-        Self { page: doorbells.span.clone(), at: offset(qid, side), shadow: None }
+        Self { page: doorbells.span.clone(), at: offset(qid, side), shadow: None, is_lost: false }
     }
 
-    /// Moves it to a shadow, or back. A shadow that the driver has not used yet starts where the doorbell stands.
-    pub(super) fn set_shadow(&mut self, shadow: Option<(Span, Span)>) {
-        if let (Some((shadow, _)), None) = (&shadow, &self.shadow) {
-            let now = self.page.slice().load_u32(self.at, Ordering::Acquire);
-            if At(shadow, self.at).load(Ordering::Acquire) == 0 && now != 0 {
-                At(shadow, self.at).store(now, Ordering::Release);
-            }
-        }
-        self.shadow = shadow;
+    /// Finds its shadow anew, if it has one. What stands there is the driver's, and the home's where a queue starts
+    /// ([`Buffers::start`]): a queue never writes to it.
+    pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) {
+        // The buffers are one page long: later queues have no shadow.
+        let buffers = buffers.filter(|_| self.at < Buffers::LEN);
+        self.shadow = view.zip(buffers).and_then(|(view, buffers)| buffers.spans(view));
+        self.is_lost = buffers.is_some() && self.shadow.is_none();
     }
 
     #[inline]

@@ -7,7 +7,7 @@ use reactor::Handle;
 use super::{
     control::{Control, State, Wanted},
     device::{Deletion, Device, Group},
-    doorbells::Side,
+    doorbells::{Buffers, Side},
     owner::{self, Start},
     ring::{Rings, Setup},
 };
@@ -51,6 +51,15 @@ impl Device {
         Ok(Setup { qid, size, base })
     }
 
+    /// Zeroes a doorbell of a queue that is to be, wherever the driver will ring it. Not every driver does: older Linux keeps what an
+    /// earlier life of the queue left in the shadow.
+    fn start_doorbell(&self, doorbell: (u16, Side)) -> Result<(), Status> {
+        self.doorbells.store(doorbell.0, doorbell.1, 0);
+        let Some(buffers) = self.buffers else { return Ok(()) };
+        let is_reached = buffers.start(&View::new(&self.bus.windows), doorbell, 0);
+        is_reached.then_some(()).ok_or(Status::DATA_TRANSFER_ERROR)
+    }
+
     pub(super) fn create_cq(&mut self, command: &Command) -> Result<Reply, Status> {
         let qid = (command.cdw10 & 0xffff) as usize;
         let exists = self.groups.get(qid).is_some_and(Option::is_some);
@@ -62,7 +71,7 @@ impl Device {
         if vector > self.controller.options().max_io_queues {
             return Err(Status::INVALID_VECTOR);
         }
-        self.doorbells.store(setup.qid, Side::Head, 0);
+        self.start_doorbell((setup.qid, Side::Head))?;
         let vector = (command.cdw11 & INTERRUPTS != 0).then_some(vector);
         let reactor = self.home.reactors[(qid - 1) % self.home.reactors.len()].clone();
         let moderation = vector.and_then(|vector| self.controller.moderation(vector));
@@ -156,8 +165,11 @@ impl Device {
             return Err(Status::INVALID_QID);
         }
         let going = self.deletions.iter().any(|deletion| deletion.cqid == cqid && deletion.sqid.is_none());
-        let group = self.groups[usize::from(cqid)].as_mut().filter(|_| !going).ok_or(Status::INVALID_CQ)?;
-        self.doorbells.store(setup.qid, Side::Tail, 0);
+        if going || self.groups[usize::from(cqid)].is_none() {
+            return Err(Status::INVALID_CQ);
+        }
+        self.start_doorbell((setup.qid, Side::Tail))?;
+        let group = self.groups[usize::from(cqid)].as_mut().ok_or(Status::INVALID_CQ)?;
         group.sqs.push(setup.qid);
         group.control.want(|wanted| wanted.sqs.push(setup));
         self.sqs[qid] = Some(cqid);
@@ -211,13 +223,26 @@ impl Device {
         if shadow % PAGE != 0 || event % PAGE != 0 {
             return Err(Status::INVALID_PRP_OFFSET);
         }
+        let buffers = Buffers { shadow, event };
         let view = View::new(&self.bus.windows);
-        for address in [shadow, event] {
-            view.span(address, 4096, true).map_err(|_unreachable| Status::INVALID_FIELD)?;
+        if buffers.spans(&view).is_none() || self.buffers.is_some_and(|old| old.spans(&view).is_none()) {
+            return Err(Status::INVALID_FIELD);
         }
-        self.buffers = Some((shadow, event));
+        // The queues that there are go on where they stand; in a page that the driver uses already it is for it to say.
+        if self.buffers.is_none_or(|old| old.shadow != shadow) {
+            let tails = (0_u16..).zip(&self.sqs).filter_map(|(qid, sq)| sq.map(|_| (qid, Side::Tail)));
+            let heads = (0..).zip(&self.groups).filter(|(_, group)| group.is_some());
+            for doorbell in tails.chain(heads.map(|(qid, _)| (qid, Side::Head))) {
+                let stands = match self.buffers {
+                    Some(old) => old.load(&view, doorbell),
+                    None => Some(self.doorbells.load(doorbell.0, doorbell.1)),
+                };
+                stands.map(|value| buffers.start(&view, doorbell, value));
+            }
+        }
+        self.buffers = Some(buffers);
         for group in self.groups.iter().flatten() {
-            group.control.want(|wanted| wanted.buffers = Some((shadow, event)));
+            group.control.want(|wanted| wanted.buffers = Some(buffers));
         }
         Ok(Reply::OK)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::doorbells::{Doorbell, Doorbells, Side};
+use super::doorbells::{Buffers, Doorbell, Doorbells, Side};
 use crate::{
     dma::{Span, View},
     nvme::{
@@ -17,15 +17,6 @@ pub(super) struct Setup {
     pub(super) qid: u16,
     pub(super) size: u16,
     pub(super) base: u64,
-}
-
-/// Guest addresses of the shadow doorbells and of their event indexes.
-pub(super) type Buffers = (u64, u64);
-
-fn shadow(view: &View, buffers: Option<Buffers>) -> Option<(Span, Span)> {
-    let (shadow, event) = buffers?;
-    // One page each (Base, 5.8).
-    Some((view.span(shadow, 4096, true).ok()?, view.span(event, 4096, true).ok()?))
 }
 
 /// A submission queue.
@@ -68,10 +59,9 @@ impl Sq {
     pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) -> bool {
         let len = usize::from(self.setup.size) * SQE_LEN;
         self.is_remote = false;
+        self.doorbell.resolve(view, buffers);
+        let view = view.filter(|_| !self.doorbell.is_lost);
         self.entries = view.and_then(|view| view.span(self.setup.base, len, false).ok());
-        // Only pages of 512 pairs have a shadow: the buffers are one page long.
-        let buffers = buffers.filter(|_| self.setup.qid < 512);
-        self.doorbell.set_shadow(view.and_then(|view| shadow(view, buffers)));
         self.entries.is_some()
     }
 
@@ -79,7 +69,8 @@ impl Sq {
     #[cold]
     pub(super) fn go_remote(&mut self, view: &View) -> bool {
         self.entries = None;
-        self.is_remote = view.covers(self.setup.base, u64::from(self.setup.size) * SQE_LEN as u64, false);
+        let len = u64::from(self.setup.size) * SQE_LEN as u64;
+        self.is_remote = !self.doorbell.is_lost && view.covers(self.setup.base, len, false);
         self.is_remote
     }
 
@@ -225,9 +216,9 @@ impl Cq {
     pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) -> bool {
         let len = usize::from(self.setup.size) * CQE_LEN;
         self.is_remote = false;
+        self.doorbell.resolve(view, buffers);
+        let view = view.filter(|_| !self.doorbell.is_lost);
         self.entries = view.and_then(|view| view.span(self.setup.base, len, true).ok());
-        let buffers = buffers.filter(|_| self.setup.qid < 512);
-        self.doorbell.set_shadow(view.and_then(|view| shadow(view, buffers)));
         self.entries.is_some()
     }
 
@@ -235,7 +226,8 @@ impl Cq {
     #[cold]
     pub(super) fn go_remote(&mut self, view: &View) -> bool {
         self.entries = None;
-        self.is_remote = view.covers(self.setup.base, u64::from(self.setup.size) * CQE_LEN as u64, true);
+        let len = u64::from(self.setup.size) * CQE_LEN as u64;
+        self.is_remote = !self.doorbell.is_lost && view.covers(self.setup.base, len, true);
         self.is_remote
     }
 
@@ -273,9 +265,11 @@ impl Cq {
         }
     }
 
-    /// Whether the driver has seen everything.
+    /// Whether the driver has seen everything, as far as can be told.
     pub(super) fn is_consumed(&mut self) -> bool {
-        self.look();
+        if !self.doorbell.is_lost {
+            self.look();
+        }
         self.head == self.tail
     }
 
