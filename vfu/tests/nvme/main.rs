@@ -11,6 +11,7 @@ mod life;
 mod model;
 mod private;
 mod random;
+mod resting;
 mod rig;
 mod shadow;
 mod sleep;

@@ -436,7 +436,10 @@ impl Device {
         let Some(admin) = &mut self.admin else { return };
         match &mut admin.remote {
             Some(errands) if admin.cq.is_remote => errands.post(0, Finished { tag: 0, cid, status, dw0 }),
-            _ => admin.cq.post_raw(admin.sq.head, 0, cid, status, dw0),
+            // Nothing is taken, or posted, without room: a queue that is not mapped has none.
+            _ => {
+                admin.cq.post_raw(admin.sq.head, 0, cid, status, dw0);
+            }
         }
     }
 

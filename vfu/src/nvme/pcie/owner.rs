@@ -247,17 +247,22 @@ impl Owner {
         posted
     }
 
-    /// Posts what has finished, and raises the interrupt. True if something had.
+    /// Posts what has finished, and raises the interrupt. True if something had. What finds its completion queue unmapped (a
+    /// job that rested while a change took its memory) waits among the errands until it is back.
     #[inline]
     fn complete(&mut self, mut posted: bool, now: Tick, laps: &mut impl Laps) -> bool {
-        let Self { io, cq, sqs, owed, view, remote, .. } = self;
+        let Self { io, cq, sqs, owed, view, remote, attends, bus, cx, .. } = self;
         let (mut done, mut elsewhere) = (0, false);
         io.reap(&GuestData { view, admin: false }, laps, &mut |finished: Finished| {
             done += 1;
             if let Some(sq) = sqs.get(usize::from(finished.tag)) {
-                *owed -= 1;
-                cq.post(sq.head, sq.setup.qid, finished);
-                posted = true;
+                if cq.post(sq.head, sq.setup.qid, finished) {
+                    *owed -= 1;
+                    posted = true;
+                } else {
+                    (*attends, elsewhere) = (true, true);
+                    remote.get_or_insert_with(|| errands(bus, cx)).post(sq.setup.qid, finished);
+                }
             } else if let Some(remote) = remote {
                 remote.finished(finished);
                 elsewhere = true;
@@ -534,6 +539,7 @@ impl Owner {
     }
 }
 
+#[cold]
 fn errands(bus: &Arc<Bus>, cx: &PollerCx) -> Box<Errands> {
     Box::new(Errands::new(bus, Asker::Queue(cx.waker())))
 }

@@ -273,22 +273,23 @@ impl Cq {
         self.head == self.tail
     }
 
-    /// Posts a completion; there is room.
+    /// Posts a completion; there is room. False if its memory is not mapped.
     #[inline]
-    pub(super) fn post(&mut self, sq_head: u16, sq_id: u16, finished: Finished) {
+    pub(super) fn post(&mut self, sq_head: u16, sq_id: u16, finished: Finished) -> bool {
         let Finished { cid, status, dw0, .. } = finished;
-        self.post_raw(sq_head, sq_id, cid, status, dw0);
+        self.post_raw(sq_head, sq_id, cid, status, dw0)
     }
 
     #[inline]
-    pub(super) fn post_raw(&mut self, sq_head: u16, sq_id: u16, cid: u16, status: Status, dw0: u32) {
-        let Some(entries) = &self.entries else { return };
+    pub(super) fn post_raw(&mut self, sq_head: u16, sq_id: u16, cid: u16, status: Status, dw0: u32) -> bool {
+        let Some(entries) = &self.entries else { return false };
         let at = usize::from(self.tail) * CQE_LEN;
         let slice = entries.slice();
         slice.write(at, u64::from(dw0));
         // The half with the phase comes last: with it the driver may look at the rest.
         slice.store_u64(at + 8, last_half(sq_head, sq_id, cid, status, self.phase), Ordering::Release);
         self.advance();
+        true
     }
 
     #[inline]
