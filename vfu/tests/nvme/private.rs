@@ -144,6 +144,23 @@ fn fused_commands_with_private_data_hold_together() {
 }
 
 #[test]
+fn rate_limit_slows_private_commands_down_and_stops_none() {
+    for shared in [Shared { low: false, high: false }, MIXED[0]] {
+        let mut rig = Rig::new();
+        let limits = bdev::QosParams { rw_ios_per_sec: Some(1000), ..bdev::QosParams::default() };
+        rig.server.registry().get("Malloc0").unwrap().set_qos(limits).unwrap();
+        let mut nvme = driver(&mut rig, shared);
+        let command = blocks_command(nvm::READ, 1, 0, 1, [HIGH, 0]);
+        for _ in 0..50 {
+            assert_eq!(run(&mut nvme, command), Status::SUCCESS);
+        }
+        nvme.submit(0, &[command; 50]).unwrap();
+        let done = nvme.drain(0).unwrap();
+        assert!(done.len() == 50 && done.iter().all(|done| status_of(done).is_success()), "{shared:?}");
+    }
+}
+
+#[test]
 fn more_data_than_there_are_buffers_for_goes_through_in_turns() {
     const LEN: usize = 2 << 20;
     let mut rig = Rig::new();

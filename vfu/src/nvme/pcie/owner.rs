@@ -611,7 +611,8 @@ impl Poller for Owner {
         if self.io.in_flight() > 0 && (self.unwatched || !self.io.arm()) {
             return Park::Ready;
         }
-        if self.remote.as_ref().is_some_and(|remote| remote.has_news()) {
+        let in_flight = self.io.in_flight() > 0;
+        if self.remote.as_ref().is_some_and(|it| it.has_news() || (it.is_refused() && !in_flight)) {
             return Park::Ready;
         }
         if awaits {

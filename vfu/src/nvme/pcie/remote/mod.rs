@@ -72,6 +72,8 @@ pub(super) struct Errands {
     seen: u64,
     /// Which queue is looked at first.
     turn: usize,
+    /// The executor had no room when it was given something last.
+    is_refused: bool,
 }
 
 impl Errands {
@@ -85,6 +87,7 @@ impl Errands {
             buffers: Buffers::default(),
             seen: 0,
             turn: 0,
+            is_refused: false,
         }
     }
 
@@ -96,6 +99,11 @@ impl Errands {
     /// Whether answers came since it was looked at: asked before its poller sleeps.
     pub(super) fn has_news(&self) -> bool {
         self.seen != self.bus.remote.settled()
+    }
+
+    /// Whether the executor is to be tried again: it tells nobody when its bdev's rate limit lets it go on.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused
     }
 
     /// What came so far is not looked at now.
@@ -285,7 +293,8 @@ impl Errands {
         mut by: impl FnMut(u16, &[Command], &Brought<'_>) -> Outcome,
     ) -> bool {
         let mut moved = false;
-        let Self { bus, asker, places, buffers, .. } = self;
+        let Self { bus, asker, places, buffers, is_refused, .. } = self;
+        *is_refused = false;
         let reach = Reach { bus, view, asker };
         let lent: u64 = places.iter().flatten().map(Errand::lent).sum();
         for (at, place) in places.iter_mut().enumerate() {
@@ -308,7 +317,10 @@ impl Errands {
                 }
                 Outcome::Done(status, dw0) => errand.end(status, dw0),
                 Outcome::InFlight => errand.runs(),
-                Outcome::Full => return moved,
+                Outcome::Full => {
+                    *is_refused = true;
+                    return moved;
+                }
                 Outcome::Held => {
                     buffers.take_back(place.take());
                 }
