@@ -130,6 +130,15 @@ impl Nvme {
     /// # Errors
     /// See [`NvmeError`]; `ENXIO` where the server maps none.
     pub fn map_doorbells(&mut self) -> Result<(), NvmeError> {
+        self.doorbells.page = Some(self.doorbell_page()?);
+        Ok(())
+    }
+
+    /// The page of doorbells, for stores of one's own.
+    ///
+    /// # Errors
+    /// As of [`Self::map_doorbells`].
+    pub fn doorbell_page(&mut self) -> Result<Span, NvmeError> {
         let detail = self.client.region_info(0)?;
         let (Some(fd), Some(area)) = (detail.fd, detail.areas.first()) else {
             return Err(Errno::NXIO.into());
@@ -140,8 +149,7 @@ impl Nvme {
             .map(0, area.size, protection, Some((fd, detail.info.offset + area.offset)))
             .map_err(Errno::from)?;
         let len = usize::try_from(area.size).unwrap_or(0);
-        self.doorbells.page = Some(View::new(&windows).span(0, len, true)?);
-        Ok(())
+        Ok(View::new(&windows).span(0, len, true)?)
     }
 
     /// Reads a register of four bytes.

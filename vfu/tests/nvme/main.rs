@@ -4,6 +4,7 @@
 
 mod abort;
 mod admin;
+mod admin_queue;
 mod coalescing;
 mod elsewhere;
 mod io;

@@ -87,7 +87,7 @@ fn live_queue_goes_on_in_the_shadow_where_it_stands_and_in_the_next() {
         read(&mut nvme, BEFORE);
         let pages = buffer(&mut nvme);
         // What the driver had there before is of no interest.
-        nvme.memory.write(pages[0], &[0x11; 4096]).unwrap();
+        nvme.memory.write(pages[0], &[40, 0, 0, 0].repeat(1024)).unwrap();
         nvme.use_shadow_doorbells_at(pages).unwrap();
         nothing_else_was_executed(&mut nvme);
     }

@@ -96,6 +96,10 @@ pub(super) struct Device {
     aborts: Vec<(u16, u16)>,
     pub(super) buffers: Option<Buffers>,
     resetting: Option<After>,
+    /// The admin queue is to be looked at again: commands were left for the next pass.
+    is_behind: bool,
+    /// Something that is to be posted to the admin queue found no room.
+    lacks_room: bool,
     /// What the admin queue had under way to the guest when a reset began.
     leaving: Option<Box<Errands>>,
     /// The owner of a queue has panicked.
@@ -120,6 +124,8 @@ impl Device {
             aborts: Vec::new(),
             buffers: None,
             resetting: None,
+            is_behind: false,
+            lacks_room: false,
             leaving: None,
             is_faulted: false,
         }
@@ -347,7 +353,7 @@ impl Device {
         }
         self.end_deletions();
         self.tell_events();
-        if self.serve_remote() {
+        if self.serve_remote() | std::mem::take(&mut self.is_behind) {
             self.poll_admin();
         }
         // A queue that is being deleted holds nobody else up; one that has not followed a change does.
@@ -426,10 +432,12 @@ impl Device {
     }
 
     fn has_room(&mut self) -> bool {
-        self.admin.as_mut().is_some_and(|admin| {
+        let has_room = self.admin.as_mut().is_some_and(|admin| {
             let owed = admin.remote.as_ref().map_or(0, |errands| errands.owed());
             admin.cq.room(owed + 1) > owed
-        })
+        });
+        self.lacks_room |= !has_room;
+        has_room
     }
 
     fn post(&mut self, cid: u16, status: Status, dw0: u32) {
@@ -503,6 +511,11 @@ impl Device {
         if taken > 0 {
             self.raise();
             self.tell_events();
+        }
+        self.is_behind = taken == COMMANDS_PER_PASS;
+        // The driver may have made room; where doorbells are mapped, nobody else sees that.
+        if self.is_behind | std::mem::take(&mut self.lacks_room) {
+            self.home.waker.wake();
         }
         self.serve_remote() || taken > 0
     }
