@@ -91,20 +91,20 @@ fn event_that_found_no_room_is_told_when_the_driver_makes_some() {
         let mut rig = Rig::new();
         // Room for one.
         let mut queue = AdminQueue::new(&mut rig, doorbells, [16, 2]);
-        queue.submit(&[Command {
-            opcode: admin::SET_FEATURES,
-            cdw10: 0xb,
-            cdw11: 0x100,
-            ..Command::default()
-        }]);
+        let dptr = buffer(&mut queue.nvme);
+        let tell = Command { opcode: admin::SET_FEATURES, cdw10: 0xb, cdw11: 0x100, ..Command::default() };
+        queue.submit(&[tell]);
         assert_eq!(queue.completion(0, true).cid, 0);
-        queue.submit(&[Command { opcode: admin::ASYNC_EVENT, ..Command::default() }]);
+        queue.ring(4, 1);
+        let request = Command { opcode: admin::ASYNC_EVENT, ..Command::default() };
+        queue.submit(&[request, Command { opcode: admin::IDENTIFY, dptr, cdw10: 1, ..Command::default() }]);
+        assert_eq!(queue.completion(1, true).cid, 2);
         rig.add("Extra");
         // The controller has looked at everything when it answers the second time.
         queue.nvme.read32(reg::CSTS).unwrap();
         queue.nvme.read32(reg::CSTS).unwrap();
-        queue.ring(4, 1);
-        let done = queue.completion(1, true);
+        queue.ring(4, 0);
+        let done = queue.completion(0, false);
         assert_eq!((done.cid, done.dw0), (1, 0x04_00_02), "{doorbells:?}");
     }
 }
