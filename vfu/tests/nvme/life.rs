@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vfu::{
     mock::nvme::{Nvme, blocks_command, status_of},
-    nvme::spec::{Command, Status, admin, nvm},
+    nvme::spec::{Command, Status, admin, csts, nvm, reg},
 };
 
 use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, remap, write};
@@ -120,6 +120,39 @@ fn queues_move_between_reactors_under_load_and_lose_nothing() {
             assert!(done.iter().all(|done| status_of(done).is_success()));
         }
     });
+}
+
+#[test]
+fn queue_that_finds_the_mailbox_of_its_next_reactor_full_goes_on_where_it_stood() {
+    let mut rig = Rig::new();
+    let socket = rig.socket("moving");
+    let endpoint = rig.server.serve_nvme(&socket, &rig.subsystem, rig.options, false);
+    let mut nvme = connect(&socket, Doorbells::Trapped);
+    nvme.enable().unwrap();
+    nvme.create_queues(1, 64).unwrap();
+    let dptr = buffer(&mut nvme);
+    load(&mut nvme, 0, dptr);
+    nvme.drain(0).unwrap();
+    let [here, there] = [rig.server.reactors()[0].clone(), rig.server.reactors()[1].clone()];
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (starts, started) = std::sync::mpsc::channel();
+    let holds = move |_: &mut reactor::Reactor| {
+        starts.send(()).unwrap();
+        held.recv().unwrap();
+    };
+    there.send(Box::new(holds)).unwrap();
+    started.recv().unwrap();
+    while there.send(Box::new(|_| ())).is_ok() {}
+    endpoint.move_queue(0, there.clone());
+    // Passes enough for the queue to stop, and for its endpoint to send it away.
+    (0..100).for_each(|_| here.call(|_| ()).unwrap());
+    release.send(()).unwrap();
+    load(&mut nvme, 0, dptr);
+    let done = nvme.drain(0).unwrap();
+    assert!(done.len() == 48 && done.iter().all(|done| status_of(done).is_success()));
+    assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY);
+    assert_eq!(rig.subsystem.links()[0].queues()[0].core, there.core());
+    assert_eq!(rig.server.faults(), 0);
 }
 
 #[test]

@@ -3,14 +3,20 @@
 use std::time::{Duration, Instant};
 
 use vfu::{
-    mock::nvme::{Nvme, blocks_command, status_of},
-    nvme::spec::{Command, Status, nvm},
+    endpoint::EndpointHandle,
+    mock::{
+        client::Client,
+        memory::Memory,
+        nvme::{Nvme, blocks_command, status_of},
+    },
+    nvme::spec::{Command, Completion, Status, admin, nvm, reg},
     wire::spec::region,
 };
+use zerocopy::IntoBytes;
 
 use crate::{
     elsewhere,
-    rig::{Doorbells, Rig, share},
+    rig::{Doorbells, Rig, read, share, share_region},
 };
 
 /// A quarter of a second of requests to its bdev, one after the other: a change does not wait for them.
@@ -66,4 +72,67 @@ fn completion_that_finds_bus_mastering_off_comes_when_it_is_on() {
         nvme.client().region_write(region::CONFIG, 4, &value.to_le_bytes()).unwrap();
     };
     completion_waits(|nvme| command(nvme, 0x0402), |nvme| command(nvme, 0x0406));
+}
+
+const RINGS: (u64, u64) = (0x1_0000_0000, 16 << 20);
+/// Where the completion queue is alone.
+const AWAY: (u64, u64) = (0x2_0000_0000, 2 << 20);
+
+/// A driver with one queue whose completions go to memory that is taken away while a command of it, number 7, is done.
+fn with_completion_at_rest(rig: &mut Rig) -> (Nvme, EndpointHandle) {
+    elsewhere::add(rig, 65536);
+    let socket = rig.socket("cntrl");
+    let endpoint = rig.server.serve_nvme(&socket, &rig.subsystem, rig.options, false);
+    let memory = Memory::with_regions(&[RINGS, AWAY]).unwrap();
+    let mut client = Client::connect(&socket).unwrap();
+    client.map_memory(&memory).unwrap();
+    let mut nvme = Nvme::over(client, memory).unwrap();
+    nvme.enable().unwrap();
+    let sq = nvme.memory.allocate(4096, 4096).unwrap();
+    for (opcode, base, cdw11) in [(admin::CREATE_CQ, AWAY.0, 1), (admin::CREATE_SQ, sq, 1 << 16 | 1)] {
+        let cdw10 = 63 << 16 | 1;
+        nvme.admin_ok(Command { opcode, dptr: [base, 0], cdw10, cdw11, ..Command::default() }).unwrap();
+    }
+    nvme.memory.write(sq, Command { cid: 7, ..long() }.as_bytes()).unwrap();
+    let before = completed(rig);
+    nvme.client().region_write(0, reg::DOORBELLS + 8, &1_u32.to_le_bytes()).unwrap();
+    until("the command's start", || in_flight(rig) == 1);
+    nvme.client().dma_unmap(AWAY.0, AWAY.1).unwrap();
+    until("the end of a command", || completed(rig) > before);
+    (nvme, endpoint)
+}
+
+/// The first entry of that completion queue.
+fn entry(nvme: &Nvme) -> Completion {
+    let mut entry = Completion::default();
+    nvme.memory.read(AWAY.0, entry.as_mut_bytes()).unwrap();
+    entry
+}
+
+#[test]
+fn queue_whose_completions_cannot_be_written_is_deleted() {
+    let mut rig = Rig::new();
+    let (mut nvme, _endpoint) = with_completion_at_rest(&mut rig);
+    for opcode in [admin::DELETE_SQ, admin::DELETE_CQ] {
+        nvme.admin_ok(Command { opcode, cdw10: 1, ..Command::default() }).unwrap();
+    }
+    share_region(&mut nvme, 1);
+    nvme.create_queues(1, 64).unwrap();
+    assert_eq!(read(&mut nvme, 1, 0, 1).0, Status::SUCCESS);
+    assert_eq!(entry(&nvme), Completion::default(), "nobody waits for it");
+    assert_eq!(rig.server.faults(), 0);
+}
+
+#[test]
+fn queue_moves_with_its_completions_that_cannot_be_written() {
+    let mut rig = Rig::new();
+    let (mut nvme, endpoint) = with_completion_at_rest(&mut rig);
+    let there = rig.server.reactors()[1].clone();
+    endpoint.move_queue(0, there.clone());
+    until("the move", || rig.subsystem.links()[0].queues()[0].core == there.core());
+    share_region(&mut nvme, 1);
+    until("the completion", || entry(&nvme).status & 1 == 1);
+    let done = entry(&nvme);
+    assert_eq!((done.cid, done.sq_id, done.sq_head, status_of(&done)), (7, 1, 1, Status::SUCCESS));
+    assert_eq!(rig.server.faults(), 0);
 }

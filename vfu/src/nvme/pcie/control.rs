@@ -3,16 +3,20 @@
 //! As in virtio: the home changes what it wants, bumps the epoch and wakes the owner; the owner sees the epoch at the
 //! start of a pass, finishes what is in flight, follows, and acknowledges.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
 };
 
 use reactor::Waker;
 
 use super::{
     doorbells::Buffers,
-    ring::{Rings, Setup},
+    remote::Errands,
+    ring::{Cq, Setup, Sq},
 };
 use crate::{device::HomeWaker, moderation::Moderation};
 
@@ -39,6 +43,20 @@ pub(super) struct Wanted {
     pub(super) buffers: Option<Buffers>,
     /// How its interrupts are held back.
     pub(super) moderation: Option<Moderation>,
+}
+
+/// A completion queue with its submission queues, as an owner leaves them to another.
+pub(super) struct Rings {
+    pub(super) cq: Cq,
+    pub(super) sqs: Vec<Sq>,
+    /// Completions that could not be written.
+    pub(super) remote: Option<Box<Errands>>,
+}
+
+impl fmt::Debug for Rings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rings").field("cq", &self.cq).field("sqs", &self.sqs).finish_non_exhaustive()
+    }
 }
 
 /// A command to be aborted.
@@ -171,12 +189,16 @@ impl Control {
             && self.awaited.load(Ordering::Acquire) == self.epoch.load(Ordering::Acquire)
     }
 
-    /// The rings that an owner left which has stopped.
-    pub(super) fn take_rings(&self) -> Option<Rings> {
-        lock(&self.rings).take()
-    }
-
     // The owner's side.
+
+    /// Takes over what an owner left which has stopped to start again here: its rings, and what was asked of it.
+    pub(super) fn succeed(&self, old: &Self) -> Option<Rings> {
+        lock(&self.aborted).append(&mut lock(&old.aborted));
+        let aborts = std::mem::take(&mut *lock(&old.aborts));
+        self.has_aborts.fetch_or(!aborts.is_empty(), Ordering::AcqRel);
+        lock(&self.aborts).extend(aborts);
+        lock(&old.rings).take()
+    }
 
     pub(super) fn leave(&self, rings: Rings) {
         *lock(&self.rings) = Some(rings);

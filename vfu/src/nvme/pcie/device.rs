@@ -384,14 +384,21 @@ impl Device {
     /// Completes Abort commands whose queue has answered, or is gone.
     fn end_aborts(&mut self) {
         let mut at = 0;
-        while at < self.aborts.len() {
+        // An answer that is taken is posted.
+        while at < self.aborts.len() && self.has_room() {
             let (by, cqid) = self.aborts[at];
-            let control = self.groups[usize::from(cqid)].as_ref().map(|group| &group.control);
-            let answer = control.map_or(Some(false), |control| match control.state() {
-                State::Stopped | State::Failed => Some(control.take_aborted(by).unwrap_or(false)),
-                State::Starting | State::Running => control.take_aborted(by),
+            let group = self.groups[usize::from(cqid)].as_ref();
+            // A queue that moves takes what is asked of it along.
+            let is_gone = |group: &Group| match group.control.state() {
+                State::Starting | State::Running => false,
+                State::Stopped => !group.is_moving,
+                State::Failed => true,
+            };
+            let answer = group.map_or(Some(false), |group| {
+                let is_gone = is_gone(group);
+                group.control.take_aborted(by).or(is_gone.then_some(false))
             });
-            let Some(aborted) = answer.filter(|_| self.has_room()) else {
+            let Some(aborted) = answer else {
                 at += 1;
                 continue;
             };

@@ -6,11 +6,11 @@ use std::{sync::Arc, time::Duration};
 use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Watch, Work};
 
 use super::{
-    control::{Abort, Control, State, Wanted},
+    control::{Abort, Control, Rings, State, Wanted},
     doorbells::Doorbells,
     memory::GuestData,
     remote::{Errands, Outcome},
-    ring::{Cq, Rings, Setup, Sq},
+    ring::{Cq, Setup, Sq},
 };
 use crate::{
     device::Bus,
@@ -58,8 +58,8 @@ pub(super) struct Start {
     pub(super) setup: Setup,
     /// MSI-X vector, if interrupts are enabled.
     pub(super) vector: Option<u16>,
-    /// Its rings, if it comes from another reactor.
-    pub(super) rings: Option<Rings>,
+    /// The control block that it had on another reactor, if it comes from there.
+    pub(super) from: Option<Arc<Control>>,
 }
 
 /// Sends a queue to its reactor.
@@ -115,11 +115,13 @@ struct Owner {
 
 impl Owner {
     fn new(start: Start, cx: &PollerCx) -> Self {
-        let Start { name, bus, doorbells, control, subsystem, link, options, setup, vector, rings, .. } =
+        let Start { name, bus, doorbells, control, subsystem, link, options, setup, vector, from, .. } =
             start;
         let depth = setup.size.saturating_sub(1).min(MAX_IN_FLIGHT);
         let io = Executor::new(subsystem, Arc::clone(&link), options, depth);
-        let (cq, sqs) = rings.unwrap_or_else(|| (Cq::new(setup, &doorbells), Vec::new()));
+        let new = || Rings { cq: Cq::new(setup, &doorbells), sqs: Vec::new(), remote: None };
+        let Rings { cq, sqs, mut remote } = from.and_then(|from| control.succeed(&from)).unwrap_or_else(new);
+        let owed = remote.as_mut().map_or(0, |remote| remote.move_to(Asker::Queue(cx.waker())));
         let view = View::new(&bus.windows);
         NVME.record_text(QUEUE_START, vector.map_or(u64::MAX, u64::from), &name);
         Self {
@@ -134,11 +136,11 @@ impl Owner {
             io,
             view,
             signal: None,
-            remote: None,
+            remote,
             moderator: None,
             told: 0,
             attends: false,
-            owed: 0,
+            owed,
             asserted: false,
             blocked: false,
             epoch: 0,
@@ -346,16 +348,16 @@ impl Owner {
             return (false, !remote.is_over());
         }
         let keeps = |qid| sqs.iter().any(|setup| setup.qid == qid);
-        let is_needed = |remote: &Errands| {
-            if stops { !remote.is_idle() } else { remote.works_for_others(keeps) }
-        };
+        let is_needed = |remote: &Errands| remote.works_for_others(|qid| !stops && keeps(qid));
         self.owed -= remote.forget(keeps);
         if !is_needed(remote) {
             remote.glance();
             return (false, false);
         }
         let moved = self.serve_remote(false, now);
-        (moved, self.remote.as_ref().is_some_and(|remote| is_needed(remote)))
+        let Some(remote) = &mut self.remote else { return (moved, false) };
+        self.owed -= remote.forget(keeps);
+        (moved, is_needed(remote))
     }
 
     /// One pass over the rings.
@@ -476,7 +478,8 @@ impl Owner {
             self.io.publish();
             let empty = Cq::new(Setup { qid: 0, size: 2, base: 0 }, &self.doorbells);
             let cq = std::mem::replace(&mut self.cq, empty);
-            self.control.leave((cq, std::mem::take(&mut self.sqs)));
+            let remote = self.remote.take().filter(|remote| !remote.is_empty());
+            self.control.leave(Rings { cq, sqs: std::mem::take(&mut self.sqs), remote });
             let control = Arc::clone(&self.control);
             self.last_words.set(move || control.ended(State::Stopped));
             return Work::Done;

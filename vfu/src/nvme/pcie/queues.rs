@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use reactor::Handle;
+use reactor::{Handle, SendError};
 
 use super::{
     control::{Control, State, Wanted},
     device::{Deletion, Device, Group},
     doorbells::{Buffers, Side},
     owner::{self, Start},
-    ring::{Rings, Setup},
+    ring::Setup,
 };
 use crate::{
     dma::View,
@@ -76,20 +76,23 @@ impl Device {
         let reactor = self.home.reactors[(qid - 1) % self.home.reactors.len()].clone();
         let moderation = vector.and_then(|vector| self.controller.moderation(vector));
         let wanted = Wanted { sqs: Vec::new(), buffers: self.buffers, moderation };
-        let control = self.start_owner(setup, vector, &reactor, wanted, None)?;
+        let control = self.start_owner(setup, vector, &reactor, wanted, None).map_err(|error| {
+            tracing::error!(%error, qid, "a queue finds no reactor");
+            Status::INTERNAL_ERROR
+        })?;
         self.groups[qid] = Some(Group { control, sqs: Vec::new(), setup, vector, reactor, is_moving: false });
         Ok(Reply::OK)
     }
 
-    /// Sends a completion queue's owner to a reactor, with its rings if it had some already.
+    /// Sends a completion queue's owner to a reactor, where it takes over what it had elsewhere.
     fn start_owner(
         &self,
         setup: Setup,
         vector: Option<u16>,
         reactor: &Handle,
         wanted: Wanted,
-        rings: Option<Rings>,
-    ) -> Result<Arc<Control>, Status> {
+        from: Option<Arc<Control>>,
+    ) -> Result<Arc<Control>, SendError> {
         let control = Control::new(self.home.waker.clone(), wanted);
         let start = Start {
             name: format!("{}_q{}", self.home.group.name(), setup.qid),
@@ -102,12 +105,9 @@ impl Device {
             options: *self.controller.options(),
             setup,
             vector,
-            rings,
+            from,
         };
-        owner::start(reactor, start).map_err(|error| {
-            tracing::error!(%error, qid = setup.qid, "a queue finds no reactor");
-            Status::INTERNAL_ERROR
-        })?;
+        owner::start(reactor, start)?;
         Ok(control)
     }
 
@@ -136,14 +136,20 @@ impl Device {
             }
             let (setup, vector, reactor) = (group.setup, group.vector, group.reactor.clone());
             let old = Arc::clone(&group.control);
-            let started = self.start_owner(setup, vector, &reactor, old.wanted(), old.take_rings());
+            let started = self.start_owner(setup, vector, &reactor, old.wanted(), Some(old));
             let Some(group) = &mut self.groups[cqid] else { continue };
             match started {
                 Ok(control) => {
                     group.control = control;
                     group.is_moving = false;
                 }
-                Err(_) => self.registers.csts |= csts::CFS,
+                // Its rings are where they were: to be tried again.
+                Err(SendError::Full(_)) => self.home.waker.wake(),
+                Err(error) => {
+                    tracing::error!(%error, qid = cqid, "a queue finds no reactor");
+                    group.is_moving = false;
+                    self.registers.csts |= csts::CFS;
+                }
             }
             moved = true;
         }

@@ -189,9 +189,6 @@ pub(super) fn last_half(sq_head: u16, sq_id: u16, cid: u16, status: Status, phas
     u64::from(status.word(phase)) << 48 | u64::from(cid) << 32 | u64::from(sq_id) << 16 | u64::from(sq_head)
 }
 
-/// A completion queue with its submission queues, as an owner leaves them to another.
-pub(super) type Rings = (Cq, Vec<Sq>);
-
 /// A completion queue.
 #[derive(Debug)]
 pub(super) struct Cq {

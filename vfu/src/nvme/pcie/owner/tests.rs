@@ -13,7 +13,7 @@ use crate::{
         controller::ControllerOptions,
         link::{AnaStates, Link},
         pcie::{
-            control::{Control, State, Wanted},
+            control::{Abort, Control, State, Wanted},
             doorbells::Doorbells,
             ring::Setup,
         },
@@ -65,6 +65,11 @@ fn until_asleep(reactor: &mut Reactor) {
 
 /// A queue whose memory is nowhere, on `reactor`; its control block.
 fn start(reactor: &mut Reactor) -> Arc<Control> {
+    start_from(reactor, None)
+}
+
+/// The same for one that comes from elsewhere.
+fn start_from(reactor: &mut Reactor, from: Option<Arc<Control>>) -> Arc<Control> {
     let group = Group::new("test", CoreMask::of(0));
     let waker = OnceLock::new();
     reactor.add(PollerSpec::new("home", &group), |cx| {
@@ -84,7 +89,7 @@ fn start(reactor: &mut Reactor) -> Arc<Control> {
         options: ControllerOptions::default(),
         setup: Setup { qid: 1, size: 4, base: 0 },
         vector: None,
-        rings: None,
+        from,
     };
     let theirs = Arc::clone(&control);
     reactor.add(PollerSpec::new("queue", &group), move |cx| {
@@ -115,4 +120,22 @@ fn queue_that_is_stopped_in_its_sleep_goes() {
     control.stop();
     until_asleep(&mut reactor);
     assert_eq!(control.state(), State::Stopped);
+}
+
+#[test]
+fn queue_that_moves_takes_along_what_was_to_be_aborted() {
+    let mut reactor = reactor();
+    let old = start(&mut reactor);
+    until_asleep(&mut reactor);
+    // One that it has answered, and one that came too late.
+    old.abort(Abort { by: 1, sqid: 1, cid: 7 });
+    until_asleep(&mut reactor);
+    old.stop();
+    old.abort(Abort { by: 2, sqid: 1, cid: 8 });
+    until_asleep(&mut reactor);
+    assert_eq!(old.state(), State::Stopped);
+    let new = start_from(&mut reactor, Some(Arc::clone(&old)));
+    until_asleep(&mut reactor);
+    assert_eq!([new.take_aborted(1), new.take_aborted(2)], [Some(false); 2]);
+    assert_eq!([old.take_aborted(1), old.take_aborted(2)], [None; 2], "told once");
 }

@@ -208,6 +208,16 @@ impl Errand {
         matches!(self.stage, Stage::Running)
     }
 
+    /// Its completions wait for the windows to change.
+    pub(super) fn is_resting(&self) -> bool {
+        matches!(self.stage, Stage::Resting)
+    }
+
+    /// They do, and no entry of the completion queue waits for them.
+    pub(super) fn is_unclaimed(&self) -> bool {
+        self.is_resting() && self.claimed.is_empty()
+    }
+
     /// The data, as far as they were brought.
     pub(super) fn data(&self) -> Brought<'_> {
         Brought { parts: &self.parts, wanted: Cell::new(None) }

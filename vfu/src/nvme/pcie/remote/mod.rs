@@ -91,9 +91,15 @@ impl Errands {
         }
     }
 
-    /// Whether there is nothing to do, and nothing under way.
-    pub(super) fn is_idle(&self) -> bool {
-        self.coming.is_none() && self.waiting.is_empty() && self.places.iter().all(Option::is_none)
+    /// Whether there is none that has come.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.iter().all(Option::is_none)
+    }
+
+    /// They go on with another owner, on another reactor. How many completions will need room there.
+    pub(super) fn move_to(&mut self, asker: Asker) -> u16 {
+        self.asker = asker;
+        self.owed()
     }
 
     /// Whether answers came since it was looked at: asked before its poller sleeps.
@@ -367,20 +373,24 @@ impl Errands {
         self.coming.take().map_or(0, |(_, n, _)| n)
     }
 
-    /// Drops what was not executed yet of queues that are not kept; how many completions need no room any more.
+    /// Drops what was not executed yet of queues that are not kept, and what waits for its completion queue to be mapped; how many
+    /// completions need no room any more.
     pub(super) fn forget(&mut self, keeps: impl Fn(u16) -> bool) -> u16 {
         let before = self.owed();
         self.waiting.retain(|(qid, _)| keeps(*qid));
         self.coming.take_if(|(qid, ..)| !keeps(*qid));
         for place in &mut self.places {
-            place.take_if(|errand| errand.is_fresh() && !keeps(errand.qid));
+            place.take_if(|errand| (errand.is_fresh() || errand.is_unclaimed()) && !keeps(errand.qid));
         }
         before - self.owed()
     }
 
-    /// Whether something is under way of queues that are not kept.
+    /// Whether something is under way of queues that are not kept. What rests until the windows change is not: it may be for ever.
     pub(super) fn works_for_others(&self, keeps: impl Fn(u16) -> bool) -> bool {
-        self.places.iter().flatten().any(|errand| !keeps(errand.qid))
+        let is_coming = self.coming.iter().any(|(qid, ..)| !keeps(*qid));
+        let waits = self.waiting.iter().any(|(qid, _)| !keeps(*qid));
+        let works = |errand: &Errand| !keeps(errand.qid) && !errand.is_resting();
+        is_coming || waits || self.places.iter().flatten().any(works)
     }
 
     /// Drops everything, as nobody waits for it any more. True once nothing of it is under way to the guest or at a bdev.
