@@ -1,13 +1,18 @@
 //! Resets, deletions, moves: under load, and at any moment.
 
-use std::sync::Arc;
+use std::{os::fd::AsFd, sync::Arc};
 
 use vfu::{
-    mock::nvme::{Nvme, blocks_command, status_of},
+    mock::{
+        client::Client,
+        memory::Memory,
+        nvme::{Nvme, blocks_command, status_of},
+    },
     nvme::spec::{Command, Status, admin, csts, nvm, reg},
+    wire::spec::{irq, irq_set_flags},
 };
 
-use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, remap, write};
+use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, remap, until, write};
 
 fn load(nvme: &mut Nvme, queue: usize, dptr: [u64; 2]) {
     let commands: Vec<Command> = (0..48).map(|n| blocks_command(nvm::READ, 1, n * 8, 16, dptr)).collect();
@@ -152,6 +157,45 @@ fn queue_that_finds_the_mailbox_of_its_next_reactor_full_goes_on_where_it_stood(
     assert!(done.len() == 48 && done.iter().all(|done| status_of(done).is_success()));
     assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY);
     assert_eq!(rig.subsystem.links()[0].queues()[0].core, there.core());
+    assert_eq!(rig.server.faults(), 0);
+}
+
+#[test]
+fn queue_that_moves_keeps_its_pin_up_until_its_completions_are_seen() {
+    let mut rig = Rig::new();
+    let socket = rig.socket("moving");
+    let endpoint = rig.server.serve_nvme(&socket, &rig.subsystem, rig.options, false);
+    let memory = Memory::new(16 << 20).unwrap();
+    let mut client = Client::connect(&socket).unwrap();
+    client.map_memory(&memory).unwrap();
+    // Memory and bus mastering; the pin is not disabled.
+    let mut nvme = Nvme::commanding(client, memory, 0x0006).unwrap();
+    let pin = vfu::irq::eventfd().unwrap();
+    nvme.client().set_eventfds(irq::INTX, 0, &[pin.as_fd()]).unwrap();
+    nvme.enable().unwrap();
+    nvme.create_queues(1, 64).unwrap();
+    let unmask = |nvme: &mut Nvme| {
+        let flags = irq_set_flags::DATA_NONE | irq_set_flags::ACTION_UNMASK;
+        nvme.client().irq_action(flags, irq::INTX, 0, 1).unwrap();
+    };
+    let is_raised = || vfu::irq::take_eventfd(&pin) > 0;
+    let dptr = buffer(&mut nvme);
+    for there in [1, 0, 1] {
+        nvme.submit(0, &[blocks_command(nvm::READ, 1, 0, 1, dptr)]).unwrap();
+        // It was raised, and is masked, for others before.
+        until("the pin", || {
+            unmask(&mut nvme);
+            is_raised()
+        });
+        // The client looks for other interrupts first; meanwhile the queue moves.
+        let there = rig.server.reactors()[there].clone();
+        endpoint.move_queue(0, there.clone());
+        until("the move", || rig.subsystem.links()[0].queues()[0].core == there.core());
+        nvme.read32(reg::CSTS).unwrap();
+        unmask(&mut nvme);
+        until("the pin again", is_raised);
+        assert_eq!(nvme.drain(0).unwrap().len(), 1);
+    }
     assert_eq!(rig.server.faults(), 0);
 }
 

@@ -1,7 +1,5 @@
 //! Completions that are due while the memory of their queue is away.
 
-use std::time::{Duration, Instant};
-
 use vfu::{
     endpoint::EndpointHandle,
     mock::{
@@ -16,21 +14,12 @@ use zerocopy::IntoBytes;
 
 use crate::{
     elsewhere,
-    rig::{Doorbells, Rig, read, share, share_region},
+    rig::{Doorbells, Rig, read, share, share_region, until},
 };
 
 /// A quarter of a second of requests to its bdev, one after the other: a change does not wait for them.
 fn long() -> Command {
     blocks_command(nvm::VERIFY, 2, 0, 16384, [0; 2])
-}
-
-/// Waits for what must come, however slow the machine is.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Commands that the controller's queues have completed, and those that were at their bdevs when a queue slept last.

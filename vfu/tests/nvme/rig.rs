@@ -4,6 +4,7 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bdev::{
@@ -131,6 +132,15 @@ pub(crate) fn connect(socket: &Path, doorbells: Doorbells) -> Nvme {
     let mut client = client.unwrap();
     client.map_memory(&memory).unwrap();
     Nvme::over(client, memory).unwrap()
+}
+
+/// Waits for what must come, however slow the machine is.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Takes the guest's memory away and shares it again.

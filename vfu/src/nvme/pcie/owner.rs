@@ -518,6 +518,11 @@ impl Owner {
             self.release_pin();
         }
         self.moderate(moderation);
+        // One that has moved let go of the pin where it was, with completions that the driver may not have seen.
+        let has_come = self.epoch == 0;
+        if has_come && self.signal.as_ref().is_some_and(Signal::is_pin) && !self.cq.is_consumed() {
+            self.raise();
+        }
         self.attends = self.asserted || self.remote.is_some() || self.moderator.is_some();
         self.io.resume();
         self.epoch = epoch;
