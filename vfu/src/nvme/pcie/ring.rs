@@ -175,7 +175,9 @@ impl Sq {
     /// Asks for a doorbell; true if there is something already.
     pub(super) fn arm(&self) -> bool {
         let rests = self.entries.is_none() && !self.is_remote;
-        !rests && self.doorbell.arm(self.tail.into()) && !self.bad
+        // Nonsense that was told is not looked at again; what the driver rings behind it is.
+        let is_news = || !self.bad || self.doorbell.load() < u32::from(self.setup.size);
+        !rests && self.doorbell.arm(self.tail.into()) && is_news()
     }
 
     pub(super) fn disarm(&self) {

@@ -148,6 +148,19 @@ impl Pair {
     }
 }
 
+#[test]
+fn tail_behind_one_of_nonsense_keeps_the_queue_from_sleeping() {
+    let mut pair = Pair::new(8);
+    pair.doorbells.store(1, Side::Tail, 8);
+    assert!(pair.sq.arm(), "it is not told yet");
+    assert!(pair.sq.look().is_err());
+    assert!(!pair.sq.arm(), "nothing to do until there is another");
+    pair.submit();
+    pair.doorbells.store(1, Side::Tail, 1);
+    assert!(pair.sq.arm());
+    assert_eq!(pair.sq.look().unwrap(), 1);
+}
+
 proptest! {
     #[test]
     fn queue_pair_is_two_queues_of_numbers(
