@@ -1,9 +1,10 @@
 //! Guests whose memory is not shared, or not all of it: what the other tests do not do in private memory anyhow.
 
-use std::time::Duration;
+use std::{os::fd::AsFd, time::Duration};
 
 use proptest::prelude::*;
 use vfu::{
+    dma::Protection,
     mock::{
         client::Client,
         memory::{Memory, Region},
@@ -157,6 +158,28 @@ fn rate_limit_slows_private_commands_down_and_stops_none() {
         nvme.submit(0, &[command; 50]).unwrap();
         let done = nvme.drain(0).unwrap();
         assert!(done.len() == 50 && done.iter().all(|done| status_of(done).is_success()), "{shared:?}");
+    }
+}
+
+#[test]
+fn window_that_was_torn_fails_its_command_and_harms_no_private_command_after_it() {
+    for shared in [Shared { low: false, high: false }, MIXED[0]] {
+        let mut rig = Rig::new();
+        let mut nvme = driver(&mut rig, shared);
+        let both = Protection { read: true, write: true };
+        for (opcode, address) in [(nvm::WRITE, 0x100 << 32), (nvm::READ, 0x200 << 32)] {
+            let file = rustix::fs::memfd_create("torn", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            rustix::fs::ftruncate(&file, 0x1000).unwrap();
+            nvme.client().dma_map(address, 0x1000, both, Some((file.as_fd(), 0))).unwrap();
+            rustix::fs::ftruncate(&file, 0).unwrap();
+            let torn = blocks_command(opcode, 1, 0, 1, [address, 0]);
+            assert_eq!(run(&mut nvme, torn), Status::DATA_TRANSFER_ERROR, "{opcode:#x} {shared:?}");
+        }
+        for opcode in [nvm::WRITE, nvm::READ, nvm::COMPARE] {
+            let command = blocks_command(opcode, 1, 0, 1, [HIGH, 0]);
+            assert_eq!(run(&mut nvme, command), Status::SUCCESS, "{opcode:#x} {shared:?}");
+        }
+        assert_eq!(rig.server.faults(), 0);
     }
 }
 
@@ -353,8 +376,8 @@ fn rings_whose_window_goes_rest_until_it_is_back() {
             nvme.client().map_region(&unshared, region).unwrap();
         } else {
             let file = nvme.memory.file().try_clone_to_owned().unwrap();
-            let both = vfu::dma::Protection { read: true, write: true };
-            let file = Some((std::os::fd::AsFd::as_fd(&file), region.offset));
+            let both = Protection { read: true, write: true };
+            let file = Some((file.as_fd(), region.offset));
             nvme.client().dma_map(region.address, region.len, both, file).unwrap();
         }
         // Those that were under way may have failed, none is lost.

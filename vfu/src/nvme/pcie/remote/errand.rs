@@ -69,6 +69,7 @@ impl Buffers {
 pub(in super::super) struct Brought<'a> {
     parts: &'a [Part],
     wanted: Cell<Option<Want>>,
+    torn: usize,
 }
 
 impl Brought<'_> {
@@ -96,8 +97,8 @@ impl Data for Brought<'_> {
     }
 
     fn torn(&self) -> usize {
-        // Data are in memory of our own.
-        0
+        // Data are in memory of our own; but what has ended is asked of the queue's view.
+        self.torn
     }
 }
 
@@ -218,9 +219,9 @@ impl Errand {
         self.is_resting() && self.claimed.is_empty()
     }
 
-    /// The data, as far as they were brought.
-    pub(super) fn data(&self) -> Brought<'_> {
-        Brought { parts: &self.parts, wanted: Cell::new(None) }
+    /// The data, as far as they were brought, while so many windows are torn.
+    pub(super) fn data(&self, torn: usize) -> Brought<'_> {
+        Brought { parts: &self.parts, wanted: Cell::new(None), torn }
     }
 
     /// It is with the executor.

@@ -314,7 +314,7 @@ impl Errands {
                 moved = true;
                 continue;
             }
-            let data = errand.data();
+            let data = errand.data(view.torn());
             let tag = TAG | u16::try_from(at).unwrap_or(0);
             match by(tag, &errand.commands, &data) {
                 Outcome::Done(ABSENT, _) => {

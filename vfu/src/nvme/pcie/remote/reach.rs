@@ -85,11 +85,11 @@ impl Reach<'_> {
     /// Starts to read ranges, one behind the other.
     ///
     /// # Errors
-    /// [`Fault`] where the device may not read.
+    /// [`Fault`] where the device may not read, or where data were lost.
     pub(super) fn read(&self, ranges: &[(u64, u32)]) -> Result<Reading, Fault> {
         let len: usize = ranges.iter().map(|(_, len)| *len as usize).sum();
         let (mut bytes, mut parts) = (vec![0; len], Vec::new());
-        let mut start = 0;
+        let (mut start, torn) = (0, self.view.torn());
         for &(address, len) in ranges {
             self.split((address, len.into()), false, |at, done, piece, is_remote| {
                 let from = start + done;
@@ -102,11 +102,12 @@ impl Reach<'_> {
             })?;
             start += len as usize;
         }
-        Ok(Reading { bytes, parts })
+        if self.view.torn() == torn { Ok(Reading { bytes, parts }) } else { Err(Fault(0)) }
     }
 
     /// Starts to write a range.
     pub(super) fn write(&self, address: u64, bytes: &[u8], writing: &mut Writing) {
+        let torn = self.view.torn();
         let outcome = self.split((address, bytes.len() as u64), true, |at, done, piece, is_remote| {
             let from = &bytes[done..done + piece];
             if !is_remote {
@@ -116,6 +117,7 @@ impl Reach<'_> {
             writing.tickets.push(self.bus.remote.ask(ask, self.asker));
             Ok(())
         });
+        let outcome = outcome.and_then(|()| (self.view.torn() == torn).then_some(()).ok_or(Fault(address)));
         // What is under way already is awaited all the same.
         writing.refused = outcome.err().or(writing.refused);
     }
