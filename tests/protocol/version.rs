@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Case, Kit, any,
+    Case, Kit, any, ours,
     wire::{bytes, cmd, errno, version},
 };
 
@@ -19,6 +19,7 @@ pub(super) const CASES: &[Case] = &[
     any("bad_json", "not JSON, wrong types, out of range: refused and closed", bad_json),
     any("first_message_is_another", "VERSION comes first: refused and closed", not_first),
     any("second_version", "only once: refused, the connection goes on", second),
+    ours("tiny_transfers", "a byte of the guest would be a message: refused and closed", tiny_transfers),
     any("no_twin_unless_asked", "if and only if the client has indicated support", no_twin),
 ];
 
@@ -102,6 +103,13 @@ fn bad_json(kit: &Kit) -> Result<()> {
         r#"{"capabilities":{"write_multiple":1}}"#,
     ] {
         refused_and_closed(kit, &version(json)).with_context(|| json.to_owned())?;
+    }
+    Ok(())
+}
+
+fn tiny_transfers(kit: &Kit) -> Result<()> {
+    for len in [0, 1, 511] {
+        refused_and_closed(kit, &version(&format!(r#"{{"capabilities":{{"max_data_xfer_size":{len}}}}}"#)))?;
     }
     Ok(())
 }

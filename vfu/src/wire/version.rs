@@ -16,6 +16,9 @@ pub const MINOR: u16 = 1;
 pub const MAX_MSG_FDS: usize = 16;
 /// Largest `count` of one access, both ways. Also what a peer gets that does not say its own.
 pub const MAX_DATA_XFER_SIZE: u32 = 1 << 20;
+/// Least a peer may take. Our messages are as many as the data are times longer than this: a peer may not have a request of
+/// a guest become a message for each byte.
+pub const MIN_DATA_XFER_SIZE: u32 = 512;
 /// Windows of one client at a time; the most that QEMU accepts as an answer.
 pub const MAX_DMA_MAPS: u32 = 65535;
 /// Largest VERSION payload we read.
@@ -147,7 +150,7 @@ fn decode_json(json: &[u8]) -> Result<Capabilities, VersionError> {
     if capabilities.max_msg_fds > 253 {
         return Err(VersionError::Range("max_msg_fds"));
     }
-    if capabilities.max_data_xfer_size == 0 {
+    if capabilities.max_data_xfer_size < MIN_DATA_XFER_SIZE {
         return Err(VersionError::Range("max_data_xfer_size"));
     }
     Ok(capabilities)
@@ -221,6 +224,10 @@ mod tests {
         assert_eq!(
             decode(&with_json(r#"{"capabilities":{"max_msg_fds":4096}}"#)),
             Err(VersionError::Range("max_msg_fds"))
+        );
+        assert_eq!(
+            decode(&with_json(r#"{"capabilities":{"max_data_xfer_size":511}}"#)),
+            Err(VersionError::Range("max_data_xfer_size"))
         );
         assert_eq!(decode(&vec![0; MAX_VERSION_LEN + 1]), Err(VersionError::Length(MAX_VERSION_LEN + 1)));
     }

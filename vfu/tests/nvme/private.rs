@@ -14,7 +14,7 @@ use vfu::{
 };
 use zerocopy::IntoBytes;
 
-use crate::rig::{BLOCK, Doorbells, Rig, buffer, connect, read, write};
+use crate::rig::{BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, write};
 
 /// Two halves of a guest's memory, next to each other.
 const HALF: u64 = 32 << 20;
@@ -204,6 +204,31 @@ fn more_data_than_there_are_buffers_for_goes_through_in_turns() {
     let mut back = vec![0; LEN];
     nvme.memory.read(data, &mut back).unwrap();
     assert!(back == text);
+}
+
+#[test]
+fn data_in_more_pieces_than_a_vector_has_are_refused_in_either_memory() {
+    in_either_memory(|doorbells| {
+        let mut rig = Rig::new();
+        let mut nvme = rig.driver(doorbells, 1);
+        let data = nvme.memory.allocate(8192, 4096).unwrap();
+        let list = nvme.memory.allocate(32768, 4096).unwrap();
+        // Every second byte, and the rest of three blocks at the end.
+        for (pieces, status) in [(1024, Status::SUCCESS), (1025, Status::DATA_TRANSFER_ERROR)] {
+            let single = pieces - 1;
+            let blocks: Vec<u64> = (0..single)
+                .flat_map(|nth| [data + 2 * nth, 1])
+                .chain([data + 4096, 3 * BLOCK as u64 - single])
+                .collect();
+            nvme.memory.write(list, blocks.as_bytes()).unwrap();
+            let before = nvme.client().dma_messages();
+            let read = blocks_command(nvm::READ, 1, 0, 3, [list, 0x30 << 56 | (16 * pieces)]);
+            assert_eq!(run(&mut nvme, Command { flags: 1 << 6, ..read }), status, "{pieces}");
+            let messages = nvme.client().dma_messages() - before;
+            assert!(status.is_success() || messages < 200, "{messages} messages");
+        }
+        assert_eq!(rig.server.faults(), 0);
+    });
 }
 
 #[test]

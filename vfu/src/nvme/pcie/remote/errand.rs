@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeMap};
 
-use bdev::IoVec;
+use bdev::{IoVec, MAX_SEGMENTS};
 
 use super::reach::{Reach, Reading, Writing};
 use crate::{
@@ -276,6 +276,10 @@ impl Errand {
         let lists = Fetched { reach, lists: &self.lists, missing: Cell::new(None) };
         let mut ranges = Vec::new();
         let mut runs = Runs::new(|address, len| {
+            // Each is a message at least; as many as where data are mapped.
+            if ranges.len() == MAX_SEGMENTS as usize {
+                return Err(Status::DATA_TRANSFER_ERROR);
+            }
             ranges.push((address, len));
             Ok(())
         });
