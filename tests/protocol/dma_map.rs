@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     any("unknown_flag", "flags that do not exist", unknown_flag),
     ours("identical_again", "an identical window is no overlap (libvfio-user)", identical),
     ours("offset_not_aligned", "mmap wants page-aligned offsets", unaligned),
+    ours("address_not_aligned", "a mapped ring would lie at an odd address", odd_address),
     ours("file_too_short", "a range behind the end of the file would be SIGBUS", too_short),
     ours("file_that_cannot_be_mapped", "a pipe", pipe),
     ours("mode_flags", "MMAP, FILE_IO (libvfio-user, 2026-06): each needs a file, not both", modes),
@@ -124,6 +125,16 @@ fn unaligned(kit: &Kit) -> Result<()> {
     let mut wire = kit.open()?;
     let file = memory(0x4000)?;
     wire.map(BOTH, 17, 0x1000, 0x1000, Some(file.as_fd()))?.refused(errno::EINVAL)?;
+    wire.is_in_step()
+}
+
+fn odd_address(kit: &Kit) -> Result<()> {
+    let mut wire = kit.open()?;
+    let file = memory(0x4000)?;
+    for address in [0x1004, 0x1200, 0x1fff] {
+        wire.map(BOTH, 0, address, 0x1000, Some(file.as_fd()))?.refused(errno::EINVAL)?;
+    }
+    wire.map(BOTH, 0, 0x1004, 0x1000, None)?.ok()?;
     wire.is_in_step()
 }
 

@@ -10,6 +10,10 @@ use rustix::io::Errno;
 use super::{Mapping, Protection};
 use crate::wire::version::MAX_DMA_MAPS;
 
+/// Where a mapped window may begin: what is aligned in the guest is so in its mapping, whose file offset `mmap` wants aligned.
+/// Rings rely on it. QEMU and Cloud Hypervisor map whole pages.
+const PAGE: u64 = 4096;
+
 /// One window: a range of guest addresses and what is behind it.
 #[derive(Clone, Debug)]
 pub struct Window {
@@ -37,6 +41,9 @@ pub enum MapError {
     /// No bytes, or more than the address space holds.
     #[error("the range is empty or wraps")]
     Range,
+    /// There is a file to map, and the guest address is not that of a page.
+    #[error("a mapped window does not begin at a page")]
+    Unaligned,
     /// It overlaps one that is there (vfio-user: DMA_MAP).
     #[error("the range overlaps a window")]
     Overlap,
@@ -51,7 +58,7 @@ pub enum MapError {
 impl From<MapError> for Errno {
     fn from(error: MapError) -> Self {
         match error {
-            MapError::Range => Self::INVAL,
+            MapError::Range | MapError::Unaligned => Self::INVAL,
             MapError::Overlap => Self::EXIST,
             MapError::TooMany => Self::NOSPC,
             MapError::Map(errno) => errno,
@@ -145,6 +152,9 @@ impl Windows {
         file: Option<(OwnedFd, u64)>,
     ) -> Result<(), MapError> {
         let last = size.checked_sub(1).and_then(|more| start.checked_add(more)).ok_or(MapError::Range)?;
+        if file.is_some() && !start.is_multiple_of(PAGE) {
+            return Err(MapError::Unaligned);
+        }
         let source = file.as_ref().map(|(file, offset)| {
             rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino, *offset)).map_err(MapError::Map)
         });
@@ -283,6 +293,19 @@ mod tests {
         assert_eq!(bare(&windows, 0x1000, 0), Err(MapError::Range));
         assert_eq!(bare(&windows, u64::MAX, 2), Err(MapError::Range));
         assert_eq!(bare(&windows, u64::MAX - 4095, 4096), Ok(()));
+    }
+
+    #[test]
+    fn window_with_a_file_begins_at_a_page() {
+        let windows = Windows::default();
+        let map = |start| {
+            let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::empty()).unwrap();
+            rustix::fs::ftruncate(&file, 0x4000).unwrap();
+            windows.map(start, 0x1000, BOTH, Some((file, 0)))
+        };
+        assert_eq!([map(0x1004), map(0x1fff)], [Err(MapError::Unaligned); 2]);
+        assert_eq!(map(0x1000), Ok(()));
+        assert_eq!(bare(&windows, 0x3004, 0x100), Ok(()), "only messages reach it");
     }
 
     #[test]

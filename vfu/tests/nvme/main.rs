@@ -10,6 +10,7 @@ mod elsewhere;
 mod io;
 mod life;
 mod model;
+mod orphans;
 mod private;
 mod random;
 mod resting;

@@ -106,6 +106,13 @@ pub(super) struct Device {
     pub(super) is_faulted: bool,
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Nothing to do after an orderly end. When the endpoint itself has panicked, its queues are told to go.
+        self.groups.iter().flatten().for_each(|group| group.control.discard());
+    }
+}
+
 impl Device {
     pub(super) fn new(controller: Controller, home: Home, bus: Arc<Bus>, doorbells: Doorbells) -> Self {
         let options = controller.options();
