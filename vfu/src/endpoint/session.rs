@@ -269,7 +269,8 @@ impl Session {
 
     /// Goes on with a command that waits.
     fn settle(&mut self, mut waiting: Waiting, function: &mut Function, log: &mut Throttle, now: Tick) {
-        if function.progress() == Progress::Pending {
+        let is_late = function.progress() == Progress::Pending;
+        if is_late {
             let is_past = |limit| now >= waiting.since.after(self.clock.ticks(limit));
             if !may_be_answered_early(&waiting) && self.messages.are_awaited() && is_past(DMA_ANSWER_MAX) {
                 self.messages.fail_all();
@@ -286,15 +287,20 @@ impl Session {
             });
         }
         if let Rest::Writes(writes) = &mut waiting.rest {
-            match writes.go_on(function) {
-                Some(outcome) => waiting.rest = Rest::Outcome(outcome),
-                None => {
-                    self.waiting = Some(Waiting { since: now, ..waiting });
-                    return;
+            // All of them share one limit: those that are left when it has passed wait for nothing.
+            let outcome = loop {
+                match writes.go_on(function) {
+                    Some(outcome) => break outcome,
+                    None if is_late => {}
+                    None => {
+                        self.waiting = Some(waiting);
+                        return;
+                    }
                 }
-            }
-            if function.progress() == Progress::Pending {
-                self.waiting = Some(Waiting { since: now, ..waiting });
+            };
+            waiting.rest = Rest::Outcome(outcome);
+            if !is_late && function.progress() == Progress::Pending {
+                self.waiting = Some(waiting);
                 return;
             }
         }
@@ -426,9 +432,11 @@ impl Session {
     }
 }
 
-/// Whether the answer does not promise that the device is done: a write that a driver looks after itself, and
+/// Whether the answer does not promise that the device is done: writes that a driver looks after itself, and
 /// interrupts, which are set up before queues follow.
 fn may_be_answered_early(waiting: &Waiting) -> bool {
-    matches!(waiting.rest, Rest::Outcome(_))
-        && matches!(waiting.header.command, Command::REGION_WRITE | Command::DEVICE_SET_IRQS)
+    matches!(
+        waiting.header.command,
+        Command::REGION_WRITE | Command::REGION_WRITE_MULTI | Command::DEVICE_SET_IRQS
+    )
 }

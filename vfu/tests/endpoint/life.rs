@@ -16,7 +16,7 @@ use vfu::{
         transport::QueueSetup,
     },
     virtio::spec::{blk::kind, feature, status},
-    wire::spec::{Command, region},
+    wire::spec::{Command, RegionWriteEntry, region},
 };
 
 use crate::{
@@ -212,6 +212,32 @@ fn endpoint_is_deleted_only_when_nothing_is_in_flight() {
     assert!(wait.recv_timeout(SHORT).is_err());
     hold.release();
     wait.recv_timeout(PATIENCE).unwrap();
+}
+
+/// QEMU packs writes together, and takes a device for dead that answers nothing for five seconds.
+#[test]
+fn resets_among_packed_writes_are_answered_though_the_disk_hangs() {
+    let mut rig = Rig::new();
+    let (held, hold) = Held::make("Held0");
+    rig.register(held);
+    rig.serve("disk", &DiskOptions::new("Held0"));
+    let mut guest = rig.guest("disk", small());
+    guest.queues[0].submit(Io { kind: kind::IN, sector: 0, len: 512 }).unwrap();
+    guest.publish(0).unwrap();
+    eventually("the read arrives", || hold.held() == 1);
+
+    // device_status, which resets, as often as it goes into a message; and one more register.
+    let reset = RegionWriteEntry { offset: 20, region: 4, count: 1, data: [0; 8] };
+    let select = RegionWriteEntry { offset: 8, count: 4, data: [1, 0, 0, 0, 0, 0, 0, 0], ..reset };
+    let client = &mut guest.transport.client;
+    assert_eq!(client.region_write_multi(&[reset, reset, reset, reset, select]).unwrap(), 5);
+    assert_eq!(client.region_write_multi(&[select, reset]).unwrap(), 2);
+    assert_ne!(guest.transport.status().unwrap(), 0, "the reset is not over");
+    assert_eq!(hold.held(), 1);
+
+    hold.release();
+    guest.start().unwrap();
+    guest.read(0, 0, 512).unwrap();
 }
 
 #[test]
