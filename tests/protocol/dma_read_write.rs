@@ -73,6 +73,7 @@ fn small(kit: &Kit) -> Result<()> {
     let mut disk = private(kit, r#"{"capabilities":{"max_data_xfer_size":1000}}"#, false)?;
     round_trip(&mut disk)?;
     ensure!(disk.wire.private()?.answered > 2 * 65536 / 1000);
+    drop(disk);
     // The least that there is.
     round_trip(&mut private(kit, r#"{"capabilities":{"max_data_xfer_size":512}}"#, false)?)
 }
