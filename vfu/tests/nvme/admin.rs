@@ -68,6 +68,10 @@ fn shutdown_is_told_complete_and_ends_with_the_next_reset() {
     let mut nvme = rig.driver(Doorbells::Trapped, 1);
     let now = nvme.read32(reg::CC).unwrap();
     nvme.write32(reg::CC, now | 1 << 14).unwrap();
+    // As soon as the disks have flushed.
+    while nvme.read32(reg::CSTS).unwrap() & csts::SHST == csts::SHST_PROCESSING {
+        std::thread::yield_now();
+    }
     assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY | csts::SHST_COMPLETE);
     nvme.disable().unwrap();
     nvme.enable().unwrap();

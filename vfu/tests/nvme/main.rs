@@ -6,6 +6,7 @@ mod abort;
 mod admin;
 mod admin_queue;
 mod coalescing;
+mod durable;
 mod elsewhere;
 mod io;
 mod life;

@@ -7,7 +7,7 @@ use bdev::{IoVec, MAX_SEGMENTS, Op, OpKind, Rejected, Request, Token};
 use zerocopy::IntoBytes;
 
 use super::{
-    Executor, Finished, MAX_JOBS, MAX_RANGES, Slot, SlotKind, Verdict, space::Access, status_of, torn,
+    Executor, FUA, Finished, MAX_JOBS, MAX_RANGES, Slot, SlotKind, Verdict, space::Access, status_of, torn,
 };
 use crate::{
     dma::Bounce,
@@ -33,7 +33,7 @@ pub(super) enum Kind {
     /// Reads, and looks no further.
     Verify,
     /// Reads its ranges and writes them one behind the other.
-    Copy,
+    Copy { fua: bool },
     /// Writes zeroes.
     Zero { fua: bool },
     /// Flushes every namespace.
@@ -163,8 +163,8 @@ impl Job {
     /// Moves on behind the request that has just ended well.
     fn pass(&mut self) {
         match self.kind {
-            Kind::Copy if !self.writing => self.writing = true,
-            Kind::Copy => {
+            Kind::Copy { .. } if !self.writing => self.writing = true,
+            Kind::Copy { .. } => {
                 self.writing = false;
                 self.lba += self.step;
                 self.to += self.step;
@@ -188,7 +188,8 @@ impl Job {
                 Some(&(lba, blocks)) => Step::Ask { at: self.at, op: Op::Unmap, lba, blocks },
                 None => Step::End(Status::SUCCESS),
             },
-            Kind::Copy => {
+            Kind::Copy { fua } => {
+                let write = Op::Write { fua: *fua };
                 if self.left == 0 {
                     match self.ranges.get(self.next) {
                         None => return Step::End(Status::SUCCESS),
@@ -197,7 +198,7 @@ impl Job {
                     self.next += 1;
                 }
                 self.step = self.left.min(most);
-                let (op, lba) = if self.writing { (Op::WRITE, self.to) } else { (Op::Read, self.lba) };
+                let (op, lba) = if self.writing { (write, self.to) } else { (Op::Read, self.lba) };
                 self.ask_bounced(op, lba, shift)
             }
             Kind::Fused { fua, .. } if self.left == 0 && !self.writing => {
@@ -260,7 +261,7 @@ impl Executor {
         (job.kind, job.aborted) = (kind, false);
         (job.at, job.lba, job.left) = (at, command.slba(), command.blocks().into());
         (job.to, job.writing, job.step, job.next, job.done, job.locked) = (0, false, 0, 0, 0, false);
-        if let Kind::Copy = job.kind {
+        if let Kind::Copy { .. } = job.kind {
             (job.to, job.left) = (command.slba(), 0);
         }
         // The lists that were made for it; it leaves its old ones, which are as long.
@@ -394,7 +395,7 @@ impl Executor {
             Counters::add(&self.counters.commands, 2);
         } else {
             // Copy tells which range failed, counted from zero (NVM, 3.2.2).
-            let failed = matches!(job.kind, Kind::Copy) && !status.is_success();
+            let failed = matches!(job.kind, Kind::Copy { .. }) && !status.is_success();
             let dw0 = if failed { u32::try_from(job.next.saturating_sub(1)).unwrap_or(0) } else { 0 };
             done(Finished { tag, cid, status, dw0 });
             Counters::add(&self.counters.commands, 1);
@@ -431,7 +432,8 @@ impl Executor {
             self.check_range(at, lba, blocks)?;
         }
         self.check_range(at, command.slba(), total)?;
-        self.start((tag, torn(data)), command, at, Kind::Copy)
+        let fua = command.cdw12 & FUA != 0 || self.write_through;
+        self.start((tag, torn(data)), command, at, Kind::Copy { fua })
     }
 }
 

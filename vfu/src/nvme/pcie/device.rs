@@ -12,6 +12,7 @@ use super::{
     registers::{Register, Registers, capabilities},
     remote::{Errands, Outcome},
     ring::{Cq, Setup, Sq},
+    shutdown::Shutdown,
 };
 use crate::{
     device::{Bus, Home, Progress},
@@ -102,6 +103,8 @@ pub(super) struct Device {
     lacks_room: bool,
     /// What the admin queue had under way to the guest when a reset began.
     leaving: Option<Box<Errands>>,
+    /// A shutdown that is not over.
+    shutdown: Option<Shutdown>,
     /// The owner of a queue has panicked.
     pub(super) is_faulted: bool,
 }
@@ -134,6 +137,7 @@ impl Device {
             is_behind: false,
             lacks_room: false,
             leaving: None,
+            shutdown: None,
             is_faulted: false,
         }
     }
@@ -217,8 +221,25 @@ impl Device {
             }
         }
         if cc::shn(value) != 0 && cc::shn(old) == 0 {
-            // What was completed is with the bdev, which outlives the controller: nothing is to be saved first.
-            self.registers.csts = self.registers.csts & !csts::SHST | csts::SHST_COMPLETE;
+            // One without notice wants to be quick: only the other one waits for what bdevs have in caches.
+            self.shutdown = (cc::shn(value) == cc::SHN_NORMAL).then(Shutdown::default);
+            self.tell_shutdown(csts::SHST_PROCESSING);
+            self.progress_shutdown();
+        }
+    }
+
+    fn tell_shutdown(&mut self, status: u32) {
+        self.registers.csts = self.registers.csts & !csts::SHST | status;
+    }
+
+    /// Tells the host that the shutdown is over, once it is.
+    fn progress_shutdown(&mut self) {
+        let over = |shutdown: &mut Shutdown| shutdown.progress(&self.controller, &self.home, &self.bus);
+        if self.registers.csts & csts::SHST == csts::SHST_PROCESSING
+            && self.shutdown.as_mut().is_none_or(over)
+        {
+            self.shutdown = None;
+            self.tell_shutdown(csts::SHST_COMPLETE);
         }
     }
 
@@ -291,6 +312,7 @@ impl Device {
         self.groups.iter_mut().for_each(|group| *group = None);
         self.sqs.fill(None);
         self.buffers = None;
+        self.shutdown = None;
         self.doorbells.clear();
         self.controller.reset();
         self.mask(0);
@@ -325,6 +347,7 @@ impl Device {
     }
 
     pub(super) fn progress(&mut self) -> Progress {
+        self.progress_shutdown();
         if self.controller.link().is_notified() {
             let (refresh, reset) = self.controller.follow();
             if refresh {

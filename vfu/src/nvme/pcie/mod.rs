@@ -13,6 +13,7 @@ mod remote;
 mod ring;
 mod sgl;
 pub mod shadow;
+mod shutdown;
 #[cfg(test)]
 mod tests;
 

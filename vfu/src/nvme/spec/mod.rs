@@ -146,6 +146,8 @@ pub mod cc {
     pub fn ams(cc: u32) -> u32 {
         cc >> 11 & 7
     }
+    /// A shutdown with notice.
+    pub const SHN_NORMAL: u32 = 1;
     /// Shutdown Notification.
     #[must_use]
     pub fn shn(cc: u32) -> u32 {
@@ -173,6 +175,8 @@ pub mod csts {
     pub const CFS: u32 = 1 << 1;
     /// Shutdown processing complete.
     pub const SHST_COMPLETE: u32 = 2 << 2;
+    /// Shutdown processing occurs.
+    pub const SHST_PROCESSING: u32 = 1 << 2;
     /// Shutdown Status, both bits.
     pub const SHST: u32 = 3 << 2;
     /// NVM Subsystem Reset Occurred.

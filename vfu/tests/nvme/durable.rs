@@ -1,0 +1,151 @@
+//! What a host may take for durable: FUA, a write cache that is off, and a shutdown with notice.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use bdev::{
+    Bdev, BdevInfo, Channel, Completion, Op, OpKind, OpenError, Rejected, Request, Status as Outcome, Token,
+};
+use vfu::{
+    mock::nvme::{blocks_command, status_of},
+    nvme::{
+        namespace::NamespaceOptions,
+        spec::{Command, CopyRange, Status, admin, cc, csts, nvm, reg},
+    },
+};
+use zerocopy::IntoBytes;
+
+use crate::rig::{Doorbells, Rig, buffer};
+
+/// What the disk was asked for.
+#[derive(Default)]
+struct Asked {
+    /// Whether each write asked to be durable.
+    writes: Mutex<Vec<bool>>,
+    flushes: AtomicUsize,
+    /// Nothing ends.
+    holds: AtomicBool,
+}
+
+/// A disk that remembers.
+struct Disk(Arc<BdevInfo>, Arc<Asked>);
+
+impl Bdev for Disk {
+    fn info(&self) -> &Arc<BdevInfo> {
+        &self.0
+    }
+
+    fn supports(&self, _kind: OpKind) -> bool {
+        true
+    }
+
+    fn open_channel(&self, _depth: u16) -> Result<Box<dyn Channel>, OpenError> {
+        Ok(Box::new(DiskChannel(Arc::clone(&self.1), Vec::new())))
+    }
+
+    fn config(&self) -> Option<(&'static str, serde_json::Value)> {
+        None
+    }
+}
+
+struct DiskChannel(Arc<Asked>, Vec<Token>);
+
+impl Channel for DiskChannel {
+    fn submit(&mut self, request: &Request<'_>) -> Result<(), Rejected> {
+        match request.op {
+            Op::Write { fua } => self.0.writes.lock().unwrap().push(fua),
+            Op::Flush => {
+                self.0.flushes.fetch_add(1, Ordering::Release);
+            }
+            _ => {}
+        }
+        self.1.push(request.token);
+        Ok(())
+    }
+
+    fn kick(&mut self) {}
+
+    fn reap(&mut self, done: &mut [Completion]) -> usize {
+        if self.0.holds.load(Ordering::Acquire) {
+            return 0;
+        }
+        let n = self.1.len().min(done.len());
+        for (to, token) in done.iter_mut().zip(self.1.drain(..n)) {
+            *to = Completion { token, status: Outcome::Ok };
+        }
+        n
+    }
+
+    fn in_flight(&self) -> usize {
+        self.1.len()
+    }
+}
+
+/// Adds one as namespace 2.
+fn add(rig: &Rig) -> Arc<Asked> {
+    let asked = Arc::<Asked>::default();
+    let info = BdevInfo::new("durable", "Disk that remembers", "Durable0".to_owned(), 512, 8192);
+    rig.server.registry().register(Arc::new(Disk(Arc::new(info), Arc::clone(&asked)))).unwrap();
+    rig.subsystem.add_namespace(rig.server.registry(), "Durable0", NamespaceOptions::default()).unwrap();
+    asked
+}
+
+#[test]
+fn copy_is_durable_when_it_asks_for_that_or_the_cache_is_off() {
+    let mut rig = Rig::new();
+    let asked = add(&rig);
+    let mut nvme = rig.driver(Doorbells::Trapped, 1);
+    let dptr = buffer(&mut nvme);
+    nvme.memory.write(dptr[0], CopyRange { blocks: 7, ..CopyRange::default() }.as_bytes()).unwrap();
+    let copy = Command { opcode: nvm::COPY, nsid: 2, dptr, cdw10: 1000, ..Command::default() };
+    let fua = Command { cdw12: 1 << 30, ..copy };
+    // Feature 6 is the volatile write cache.
+    let cache_off = Command { opcode: admin::SET_FEATURES, cdw10: 6, cdw11: 0, ..Command::default() };
+
+    assert_eq!(status_of(&nvme.io(0, copy).unwrap()), Status::SUCCESS);
+    assert_eq!(status_of(&nvme.io(0, fua).unwrap()), Status::SUCCESS);
+    nvme.admin_ok(cache_off).unwrap();
+    assert_eq!(status_of(&nvme.io(0, copy).unwrap()), Status::SUCCESS);
+
+    assert_eq!(*asked.writes.lock().unwrap(), [false, true, true]);
+}
+
+#[test]
+fn shutdown_with_notice_is_over_when_what_was_written_is_flushed() {
+    let mut rig = Rig::new();
+    let asked = add(&rig);
+    let mut nvme = rig.driver(Doorbells::Trapped, 1);
+    let dptr = buffer(&mut nvme);
+    let write = blocks_command(nvm::WRITE, 2, 0, 8, dptr);
+    assert_eq!(status_of(&nvme.io(0, write).unwrap()), Status::SUCCESS);
+    let now = nvme.read32(reg::CC).unwrap();
+
+    asked.holds.store(true, Ordering::Release);
+    nvme.write32(reg::CC, now | cc::SHN_NORMAL << 14).unwrap();
+    while asked.flushes.load(Ordering::Acquire) == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY | csts::SHST_PROCESSING);
+    asked.holds.store(false, Ordering::Release);
+    while nvme.read32(reg::CSTS).unwrap() == csts::RDY | csts::SHST_PROCESSING {
+        std::thread::yield_now();
+    }
+    assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY | csts::SHST_COMPLETE);
+
+    // And one without notice, or that a reset cuts short, waits for nothing.
+    asked.holds.store(true, Ordering::Release);
+    nvme.disable().unwrap();
+    nvme.enable().unwrap();
+    nvme.write32(reg::CC, now | 2 << 14).unwrap();
+    assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY | csts::SHST_COMPLETE);
+    nvme.disable().unwrap();
+    nvme.enable().unwrap();
+    nvme.write32(reg::CC, now | cc::SHN_NORMAL << 14).unwrap();
+    nvme.disable().unwrap();
+    nvme.enable().unwrap();
+    assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY);
+    asked.holds.store(false, Ordering::Release);
+    assert_eq!(rig.server.faults(), 0);
+}
