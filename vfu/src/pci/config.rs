@@ -1,6 +1,6 @@
 //! The configuration space: what a guest reads, which of its writes count, and what a write sets off.
 
-use super::regs::{self, CONFIG_LEN};
+use super::regs::{self, CONFIG_LEN, EXTENDED_END};
 use crate::irq::MsixControl;
 
 /// What a write to the configuration space means for the device.
@@ -12,16 +12,16 @@ pub struct Effects {
     pub reset: bool,
 }
 
-/// The configuration space of one function.
+/// The configuration space of one function; only as much of it is kept as does not read zero.
 #[derive(Clone, Debug)]
 pub struct ConfigSpace {
-    bytes: Box<[u8; CONFIG_LEN]>,
+    bytes: Box<[u8; EXTENDED_END]>,
     /// Bits that a write sets.
-    writable: Box<[u8; CONFIG_LEN]>,
+    writable: Box<[u8; EXTENDED_END]>,
     /// Bits that a write of one clears.
-    clear_on_one: Box<[u8; CONFIG_LEN]>,
+    clear_on_one: Box<[u8; EXTENDED_END]>,
     /// Bytes after power-on.
-    initial: Box<[u8; CONFIG_LEN]>,
+    initial: Box<[u8; EXTENDED_END]>,
     express: Option<usize>,
     msix: Option<usize>,
     power: Option<usize>,
@@ -29,7 +29,7 @@ pub struct ConfigSpace {
 
 impl ConfigSpace {
     pub(super) fn empty() -> Self {
-        let zero = || Box::new([0; CONFIG_LEN]);
+        let zero = || Box::new([0; EXTENDED_END]);
         Self {
             bytes: zero(),
             writable: zero(),
@@ -75,7 +75,8 @@ impl ConfigSpace {
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         let start = usize::try_from(offset).unwrap_or(CONFIG_LEN).min(CONFIG_LEN);
         for (at, byte) in (start..).zip(data) {
-            *byte = self.bytes.get(at).copied().unwrap_or(0xff);
+            let behind = if at < CONFIG_LEN { 0 } else { 0xff };
+            *byte = self.bytes.get(at).copied().unwrap_or(behind);
         }
     }
 
@@ -84,8 +85,8 @@ impl ConfigSpace {
         let before = (self.command(), self.msix_control(), self.is_asleep());
         let power_before = self.power.map_or(0, |at| self.bytes[at + 4] & 3);
         let mut reset = false;
-        let start = usize::try_from(offset).unwrap_or(CONFIG_LEN).min(CONFIG_LEN);
-        for (at, &byte) in (start..CONFIG_LEN).zip(data) {
+        let start = usize::try_from(offset).unwrap_or(EXTENDED_END);
+        for (at, &byte) in (start..EXTENDED_END).zip(data) {
             let (writable, clear) = (self.writable[at], self.clear_on_one[at]);
             let kept = self.bytes[at] & !writable;
             self.bytes[at] = (kept | byte & writable) & !(byte & clear);
@@ -276,6 +277,15 @@ mod tests {
         let config = config();
         assert_eq!(read32(&config, 0x100), 0x0001_0003);
         assert_eq!(read32(&config, 0x104), 7);
+    }
+
+    #[test]
+    fn rest_of_the_extended_space_reads_zero_and_takes_no_write() {
+        let mut config = config();
+        for at in [0x10c, 0x110, 0xffc] {
+            config.write(at, &[0xff; 4]);
+            assert_eq!(read32(&config, at), 0);
+        }
     }
 
     #[test]

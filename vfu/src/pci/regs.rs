@@ -30,6 +30,8 @@ pub const INTERRUPT_PIN: usize = 0x3d;
 pub const HEADER_END: usize = 0x40;
 /// First byte of the extended space.
 pub const EXTENDED: usize = 0x100;
+/// First byte behind the one extended capability, the serial number; from here on everything reads zero.
+pub const EXTENDED_END: usize = 0x10c;
 /// Bytes of the configuration space of a PCI Express function.
 pub const CONFIG_LEN: usize = 0x1000;
 
