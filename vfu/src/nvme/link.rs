@@ -124,6 +124,15 @@ pub struct QueueInfo {
     pub core: u32,
 }
 
+/// Reservation notifications of a controller.
+#[derive(Debug, Default)]
+struct Notifications {
+    waiting: VecDeque<ReservationNotification>,
+    /// How many there were: each tells its number (Base, figure 258).
+    count: u64,
+    masks: BTreeMap<u32, u32>,
+}
+
 /// The ends of a controller that others hold.
 #[derive(Debug)]
 pub struct Link {
@@ -134,7 +143,7 @@ pub struct Link {
     flags: AtomicU32,
     home: HomeWaker,
     changed: Mutex<BTreeSet<u32>>,
-    notifications: Mutex<VecDeque<ReservationNotification>>,
+    notifications: Mutex<Notifications>,
     counters: Mutex<Vec<Arc<Counters>>>,
     host_id: Mutex<[u8; 16]>,
     enabled: AtomicBool,
@@ -199,14 +208,24 @@ impl Link {
         lock(&self.changed).iter().copied().collect()
     }
 
-    /// Logs a reservation notification.
+    /// Logs a reservation notification, unless the host does not want to know.
     pub fn log_reservation(&self, kind: u8, nsid: u32) {
         {
             let mut log = lock(&self.notifications);
-            if log.len() == MAX_NOTIFICATIONS {
-                log.pop_front();
+            if log.masks.get(&nsid).is_some_and(|mask| mask & 1 << kind != 0) {
+                return;
             }
-            log.push_back(ReservationNotification { kind, nsid, ..ReservationNotification::default() });
+            if log.waiting.len() == MAX_NOTIFICATIONS {
+                log.waiting.pop_front();
+            }
+            log.count += 1;
+            let count = log.count;
+            log.waiting.push_back(ReservationNotification {
+                count,
+                kind,
+                nsid,
+                ..ReservationNotification::default()
+            });
         }
         self.notify(flag::RESERVATION);
     }
@@ -214,12 +233,18 @@ impl Link {
     /// Takes the oldest notification, and how many are left.
     pub fn take_notification(&self) -> Option<(ReservationNotification, usize)> {
         let mut log = lock(&self.notifications);
-        let first = log.pop_front()?;
-        Some((first, log.len()))
+        let first = log.waiting.pop_front()?;
+        Some((first, log.waiting.len()))
+    }
+
+    /// Says which kinds of notification the host does not want, by namespace: a bit each (Base, feature 82h).
+    pub fn mask_notifications(&self, masks: BTreeMap<u32, u32>) {
+        lock(&self.notifications).masks = masks;
     }
 
     /// Counters for a queue to come.
     pub fn open_counters(&self) -> Arc<Counters> {
+        self.fold_counters();
         let counters = Arc::<Counters>::default();
         lock(&self.counters).push(Arc::clone(&counters));
         counters
@@ -239,8 +264,8 @@ impl Link {
         sum.read()
     }
 
-    /// Folds the counters of queues that are gone into one, so that the list does not grow with resets.
-    pub fn fold_counters(&self) {
+    /// Folds the counters of queues that are gone into one, so that the list does not grow with the queues there were.
+    fn fold_counters(&self) {
         let mut all = lock(&self.counters);
         let (live, gone): (Vec<_>, Vec<_>) =
             all.drain(..).partition(|counters| Arc::strong_count(counters) > 1);

@@ -8,6 +8,7 @@ mod admin_queue;
 mod coalescing;
 mod durable;
 mod elsewhere;
+mod features;
 mod io;
 mod life;
 mod model;

@@ -14,6 +14,8 @@ pub(super) mod config {
     pub(in super::super) const NAMESPACE: u32 = 1 << 8;
     /// ANA change notices.
     pub(in super::super) const ANA: u32 = 1 << 11;
+    /// The critical warning of SMART / Health that there is: the temperature's.
+    pub(in super::super) const TEMPERATURE: u32 = 1 << 1;
     /// Critical warnings of SMART / Health.
     pub(in super::super) const HEALTH: u32 = 0xff;
     /// All that can be switched on.
@@ -31,6 +33,7 @@ struct Event {
 const NAMESPACE: Event = Event { kind: 2, info: 0, page: log::id::CHANGED_NAMESPACES };
 const ANA: Event = Event { kind: 2, info: 3, page: log::id::ANA };
 const RESERVATION: Event = Event { kind: 6, info: 0, page: log::id::RESERVATION };
+const TEMPERATURE: Event = Event { kind: 1, info: 1, page: log::id::HEALTH };
 const BAD_DOORBELL: Event = Event { kind: 0, info: 1, page: log::id::ERROR };
 const BAD_REGISTER: Event = Event { kind: 0, info: 0, page: log::id::ERROR };
 
@@ -63,6 +66,10 @@ impl Events {
         self.add(RESERVATION);
     }
 
+    pub(super) fn temperature_critical(&mut self) {
+        self.add(TEMPERATURE);
+    }
+
     pub(super) fn invalid_doorbell(&mut self) {
         self.add(BAD_DOORBELL);
     }
@@ -92,6 +99,7 @@ impl Events {
         self.pending.retain(|event| match *event {
             NAMESPACE => enabled & config::NAMESPACE != 0,
             ANA => enabled & config::ANA != 0,
+            TEMPERATURE => enabled & config::TEMPERATURE != 0,
             _ => true,
         });
         if self.requests.is_empty() {

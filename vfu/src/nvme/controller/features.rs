@@ -1,12 +1,13 @@
 //! Get Features and Set Features (Base, 5.15 and 5.27; NVM, 4.1.4).
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{Controller, Refused, events::config};
+use super::{Controller, Refused, events::config, logs::TEMPERATURE};
 use crate::{
     moderation::Moderation,
     nvme::{
         data::{self, Data},
+        namespace::Namespace,
         spec::{Command, NSID_ALL, Status, feature},
     },
 };
@@ -29,7 +30,8 @@ pub(super) struct Features {
     write_atomicity: u32,
     pub(super) async_event: u32,
     keep_alive: u32,
-    reservation_mask: u32,
+    /// By namespace.
+    reservation_masks: BTreeMap<u32, u32>,
     /// Number of Queues was set; it is fixed then.
     queues: Option<u32>,
 }
@@ -47,11 +49,23 @@ impl Default for Features {
             write_atomicity: 0,
             async_event: 0,
             keep_alive: 0,
-            reservation_mask: 0,
+            reservation_masks: BTreeMap::new(),
             queues: None,
         }
     }
 }
+
+impl Features {
+    /// Whether the temperature is over the one threshold or under the other (Base, feature 04h).
+    pub(super) fn is_temperature_critical(&self) -> bool {
+        let [over, under] = self.temperature;
+        u32::from(TEMPERATURE) >= over || u32::from(TEMPERATURE) <= under
+    }
+}
+
+/// Kinds of reservation notification that can be masked (Base, feature 82h): registration preempted, reservation released,
+/// reservation preempted.
+const RESERVATION_KINDS: u32 = 0b1110;
 
 /// Changeable, and not per namespace; nothing is saveable (Base, figure 176, dword 0 for Select = 3).
 const CHANGEABLE: u32 = 1 << 2;
@@ -70,6 +84,7 @@ pub(super) const SUPPORTED: &[(u8, u32)] = &[
     (feature::WRITE_ATOMICITY, 2),
     (feature::ASYNC_EVENT, 2),
     (feature::KEEP_ALIVE, 2),
+    (feature::COMMAND_SET_PROFILE, 2),
     (feature::HOST_ID, 2),
     (feature::RESERVATION_MASK, 1),
     (feature::RESERVATION_PERSIST, 1),
@@ -107,7 +122,11 @@ impl Controller {
             feature::WRITE_ATOMICITY => features.write_atomicity,
             feature::ASYNC_EVENT => features.async_event,
             feature::KEEP_ALIVE => features.keep_alive,
-            feature::RESERVATION_MASK => features.reservation_mask,
+            feature::COMMAND_SET_PROFILE => 0,
+            feature::RESERVATION_MASK => {
+                let namespace = self.subsystem.namespace(command.nsid).ok_or(Status::INVALID_NAMESPACE)?;
+                features.reservation_masks.get(&namespace.nsid).copied().unwrap_or(0)
+            }
             feature::RESERVATION_PERSIST => {
                 let namespace = self.subsystem.namespace(command.nsid).ok_or(Status::INVALID_NAMESPACE)?;
                 u32::from(namespace.reservations.persists())
@@ -173,6 +192,7 @@ impl Controller {
                     return Err(Status::INVALID_FIELD);
                 }
                 features.temperature[under as usize] = value & 0xffff;
+                self.tell_temperature();
             }
             // DULBE needs namespaces that can tell deallocated blocks.
             feature::ERROR_RECOVERY if value & 1 << 16 != 0 => return Err(Status::INVALID_FIELD),
@@ -185,10 +205,16 @@ impl Controller {
             feature::COALESCING => features.coalescing = value & 0xffff,
             feature::VECTOR => return self.set_vector(value),
             feature::WRITE_ATOMICITY => features.write_atomicity = value & 1,
-            feature::ASYNC_EVENT => features.async_event = value & config::ALL,
+            feature::ASYNC_EVENT => {
+                features.async_event = value & config::ALL;
+                self.tell_temperature();
+            }
             feature::KEEP_ALIVE => features.keep_alive = value,
             feature::HOST_ID => return self.set_host_id(command, data),
-            feature::RESERVATION_MASK => features.reservation_mask = value & 0xe,
+            // There is one combination, that of the NVM command set alone.
+            feature::COMMAND_SET_PROFILE if value & 0x1ff != 0 => return Err(Status::COMMAND_SET_REJECTED),
+            feature::COMMAND_SET_PROFILE => {}
+            feature::RESERVATION_MASK => return self.set_reservation_mask(command),
             _ => return self.set_persistence(command),
         }
         Ok(0)
@@ -242,13 +268,32 @@ impl Controller {
         Ok(0)
     }
 
+    /// The namespaces that a feature of theirs is set for.
+    fn chosen(&self, nsid: u32) -> Result<Vec<Arc<Namespace>>, Refused> {
+        if nsid == NSID_ALL {
+            return Ok(self.subsystem.namespaces());
+        }
+        Ok(vec![self.subsystem.namespace(nsid).ok_or(Status::INVALID_NAMESPACE)?])
+    }
+
+    fn set_reservation_mask(&mut self, command: &Command) -> Result<u32, Refused> {
+        for namespace in self.chosen(command.nsid)? {
+            self.features.reservation_masks.insert(namespace.nsid, command.cdw11 & RESERVATION_KINDS);
+        }
+        self.link.mask_notifications(self.features.reservation_masks.clone());
+        Ok(0)
+    }
+
+    /// Tells an event while a threshold says that it is too warm or too cold, if the host wants to know.
+    fn tell_temperature(&mut self) {
+        if self.features.is_temperature_critical() {
+            self.events.temperature_critical();
+        }
+    }
+
     fn set_persistence(&mut self, command: &Command) -> Result<u32, Refused> {
         let on = command.cdw11 & 1 == 1;
-        let namespaces = if command.nsid == NSID_ALL {
-            self.subsystem.namespaces()
-        } else {
-            vec![self.subsystem.namespace(command.nsid).ok_or(Status::INVALID_NAMESPACE)?]
-        };
+        let namespaces = self.chosen(command.nsid)?;
         if namespaces.iter().all(|namespace| namespace.reservations.set_persists(on)) {
             Ok(0)
         } else {

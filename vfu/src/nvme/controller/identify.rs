@@ -4,7 +4,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
     Controller, Refused, events,
-    limits::{MAX_COPY_BLOCKS, MAX_COPY_RANGES, MAX_COPY_TOTAL},
+    limits::{KEEP_ALIVE_UNITS, MAX_COPY_BLOCKS, MAX_COPY_RANGES, MAX_COPY_TOTAL},
     logs,
 };
 use crate::nvme::{
@@ -26,8 +26,6 @@ const OAES_ANA: u32 = 1 << 11;
 const OACS_DOORBELL_BUFFER: u16 = 1 << 8;
 /// Reservation Capabilities: all types; persistence is added where there is a file for it.
 const RESCAP: u8 = 0x7e;
-/// Ranges of one Dataset Management.
-const MAX_DSM_RANGES: u8 = 255;
 
 /// Text in a fixed field: ASCII, padded with spaces (Base, 1.4.2).
 fn padded<const N: usize>(text: &str) -> [u8; N] {
@@ -59,7 +57,7 @@ impl Controller {
         let nsid = command.nsid;
         let nvm = csi == 0;
         let bytes = match cns {
-            cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => self.namespace_or_zeroes(nsid)?,
+            cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => self.namespace(nsid)?,
             cns::CONTROLLER => self.controller_data(),
             // Numbers of all namespaces above NSID, which must leave room for one (Base, 5.17.2.2).
             cns::ACTIVE | cns::ALLOCATED | cns::CSI_ACTIVE if nsid >= NSID_ALL - 1 => {
@@ -68,13 +66,10 @@ impl Controller {
             cns::ACTIVE | cns::ALLOCATED => self.namespace_list(nsid),
             cns::CSI_ACTIVE if nvm => self.namespace_list(nsid),
             cns::DESCRIPTORS => descriptors(&*self.active(nsid)?),
-            cns::CSI_NAMESPACE if nvm => {
-                // No protection information, so nothing to say (NVM, figure 102).
-                self.active(nsid)?;
-                vec![0; LEN]
-            }
+            // No protection information, so nothing to say of one that is there (NVM, figure 102).
+            cns::CSI_NAMESPACE if nvm => self.of_namespace(nsid, |_| vec![0; LEN])?,
             cns::CSI_CONTROLLER if nvm => self.nvm_controller(),
-            cns::INDEPENDENT => self.independent(&*self.active(nsid)?),
+            cns::INDEPENDENT => self.of_namespace(nsid, |namespace| self.independent(namespace))?,
             cns::NAMESPACE_CONTROLLERS => {
                 self.active(nsid)?;
                 self.controller_list(command.cdw10 >> 16)
@@ -135,8 +130,7 @@ impl Controller {
         id.lpa = 0b10_0110;
         id.elpe = u8::try_from(logs::MAX_ERRORS - 1).expect("below 256");
         (id.wctemp, id.cctemp) = (343, 353);
-        // Keep Alive in units of 100 ms.
-        id.kas = 100;
+        id.kas = KEEP_ALIVE_UNITS;
         if subsystem.ana_reporting {
             id.anatt = 10;
             // Optimized, non-optimized, inaccessible; group IDs may change.
@@ -165,21 +159,22 @@ impl Controller {
         id.as_bytes().to_vec()
     }
 
-    fn namespace_or_zeroes(&self, nsid: u32) -> Result<Vec<u8>, Refused> {
+    fn namespace(&self, nsid: u32) -> Result<Vec<u8>, Refused> {
         if nsid == NSID_ALL {
             // What all have in common (Base, 5.17.2.1): the one format there would be without a namespace.
             let mut id = identify::Namespace::new_zeroed();
             id.lbaf[0] = 9 << 16;
             return Ok(id.as_bytes().to_vec());
         }
+        self.of_namespace(nsid, |namespace| self.namespace_data(namespace))
+    }
+
+    /// What a data structure says of a namespace; zeroes of one that is not active (Base, 3.2.1.4).
+    fn of_namespace(&self, nsid: u32, say: impl FnOnce(&Namespace) -> Vec<u8>) -> Result<Vec<u8>, Refused> {
         if nsid == 0 || nsid > self.subsystem.options().max_namespaces {
             return Err(Status::INVALID_NAMESPACE);
         }
-        // A namespace that is not active reads as zeroes.
-        Ok(self
-            .subsystem
-            .namespace(nsid)
-            .map_or_else(|| vec![0; LEN], |namespace| self.namespace_data(&namespace)))
+        Ok(self.subsystem.namespace(nsid).map_or_else(|| vec![0; LEN], |namespace| say(&namespace)))
     }
 
     /// Whether namespaces are reached by more than one controller, or may be.
@@ -239,7 +234,6 @@ impl Controller {
         let mut id = identify::NvmController::new_zeroed();
         id.vsl = mdts(self.options.max_io_size);
         id.wzsl = self.subsystem.options().wzsl;
-        id.dmrl = MAX_DSM_RANGES;
         id.dmrsl = self.subsystem.options().dmrsl;
         id.as_bytes().to_vec()
     }

@@ -41,6 +41,15 @@ impl ErrorLog {
     }
 }
 
+/// What a disk that is memory or a file says of its temperature: that of a room, in kelvins.
+pub(super) const TEMPERATURE: u16 = 300;
+
+/// Critical Warning of SMART / Health (Base, figure 207).
+mod critical {
+    /// Over or under a threshold.
+    pub(super) const TEMPERATURE: u8 = 1 << 1;
+}
+
 /// Supported, and what it does to namespaces (Base, figure 211).
 const SUPPORTED: u32 = 1;
 const CHANGES_DATA: u32 = 1 << 1;
@@ -126,8 +135,10 @@ impl Controller {
 
     fn health_page(&self) -> Vec<u8> {
         let mut health = Health::new_zeroed();
-        // A disk that is memory or a file has no wear; 300 K is room temperature.
-        health.temperature = 300;
+        // A disk that is memory or a file has no wear.
+        health.temperature = TEMPERATURE;
+        health.critical_warning =
+            if self.features.is_temperature_critical() { critical::TEMPERATURE } else { 0 };
         (health.available_spare, health.spare_threshold) = (100, 10);
         // Thousands of units of 512 bytes, rounded up (Base, figure 207).
         let units = |sectors: u64| u128::from(sectors.div_ceil(1000));
@@ -222,7 +233,6 @@ impl Controller {
         match self.link.take_notification() {
             None => ReservationNotification::default().as_bytes().to_vec(),
             Some((mut notification, left)) => {
-                notification.count = 1;
                 notification.available = u8::try_from(left).unwrap_or(u8::MAX);
                 notification.as_bytes().to_vec()
             }

@@ -8,7 +8,10 @@ mod features;
 mod identify;
 mod logs;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use events::Events;
 use features::Features;
@@ -83,6 +86,8 @@ pub mod limits {
     pub const MAX_COPY_BLOCKS: u16 = 0xffff;
     /// Blocks of one Copy.
     pub const MAX_COPY_TOTAL: u32 = 0x10_0000;
+    /// Granularity of the Keep Alive timer, in units of 100 ms (KAS).
+    pub const KEEP_ALIVE_UNITS: u16 = 10;
 }
 
 impl ControllerOptions {
@@ -179,7 +184,7 @@ impl Controller {
         self.link.set_write_through(false);
         self.link.set_enabled(false);
         self.link.set_queues(Vec::new());
-        self.link.fold_counters();
+        self.link.mask_notifications(BTreeMap::new());
     }
 
     /// Follows what others changed: true if the queues must look at the subsystem again. `reset` is called for a reset
@@ -226,7 +231,7 @@ impl Controller {
             }
             admin::ASYNC_EVENT => self.events.hold(command.cid).map(|()| Reply::Held),
             admin::ABORT => Ok(self.abort(command)),
-            // Without a timer set there is nothing to keep alive; the command is valid all the same.
+            // The transport counts the time; without a timer the command is valid all the same.
             admin::KEEP_ALIVE => Ok(Reply::OK),
             _ => Err(Status::INVALID_OPCODE),
         };

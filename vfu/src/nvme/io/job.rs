@@ -410,7 +410,7 @@ impl Executor {
 
     /// Copy (NVM, 3.2.2), of descriptor format 0: read and written here, as no bdev can.
     pub(super) fn copy(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
-        use crate::nvme::controller::limits::{MAX_COPY_RANGES, MAX_COPY_TOTAL};
+        use crate::nvme::controller::limits::{MAX_COPY_BLOCKS, MAX_COPY_RANGES, MAX_COPY_TOTAL};
         let at = self.admit(command.nsid, Access::Write)?;
         let count = (command.cdw12 & 0xff) as usize + 1;
         if command.cdw12 >> 8 & 0xf != 0 {
@@ -425,7 +425,8 @@ impl Executor {
         self.ranges.clear();
         self.ranges.extend(descriptors.iter().map(|range| (range.slba, u64::from(range.blocks) + 1)));
         let total: u64 = self.ranges.iter().map(|(_, blocks)| blocks).sum();
-        if total > u64::from(MAX_COPY_TOTAL) {
+        let is_long = |&(_, blocks): &(u64, u64)| blocks > u64::from(MAX_COPY_BLOCKS);
+        if total > u64::from(MAX_COPY_TOTAL) || self.ranges.iter().any(is_long) {
             return Err(Status::COMMAND_SIZE_LIMIT);
         }
         for &(lba, blocks) in &self.ranges {

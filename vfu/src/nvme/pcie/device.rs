@@ -8,6 +8,7 @@ use reactor::Handle;
 use super::{
     control::{Abort, Control, State},
     doorbells::{Buffers, Doorbells, Side},
+    keep_alive::KeepAlive,
     memory::GuestData,
     registers::{Register, Registers, capabilities},
     remote::{Errands, Outcome},
@@ -105,6 +106,7 @@ pub(super) struct Device {
     leaving: Option<Box<Errands>>,
     /// A shutdown that is not over.
     shutdown: Option<Shutdown>,
+    pub(super) keep_alive: KeepAlive,
     /// The owner of a queue has panicked.
     pub(super) is_faulted: bool,
 }
@@ -138,6 +140,7 @@ impl Device {
             lacks_room: false,
             leaving: None,
             shutdown: None,
+            keep_alive: KeepAlive::default(),
             is_faulted: false,
         }
     }
@@ -290,6 +293,11 @@ impl Device {
     /// Stops all queues; [`Self::progress`] does the rest when they have.
     fn stop(&mut self, after: After) {
         self.resetting = self.resetting.max(Some(after));
+        self.silence();
+    }
+
+    /// Takes no more commands, and posts no more completions.
+    pub(super) fn silence(&mut self) {
         if let Some(admin) = self.admin.take() {
             if admin.asserted {
                 self.bus.irqs.deassert_level();
@@ -298,6 +306,7 @@ impl Device {
         }
         self.deletions.clear();
         self.aborts.clear();
+        self.keep_alive.clear();
         for group in self.groups.iter().flatten() {
             group.control.discard();
         }
@@ -348,6 +357,7 @@ impl Device {
 
     pub(super) fn progress(&mut self) -> Progress {
         self.progress_shutdown();
+        self.end_silence();
         if self.controller.link().is_notified() {
             let (refresh, reset) = self.controller.follow();
             if refresh {
@@ -650,6 +660,9 @@ impl Device {
                 let reply = self.controller.admin(command, data);
                 if command.opcode == admin::SET_FEATURES && reply == Reply::OK && sets_moderation(command) {
                     self.tell_moderation();
+                }
+                if reply == Reply::OK {
+                    self.hear(command);
                 }
                 return reply;
             }

@@ -4,6 +4,7 @@
 mod control;
 mod device;
 mod doorbells;
+mod keep_alive;
 mod memory;
 mod owner;
 mod prp;

@@ -3,9 +3,12 @@
 //! The device is the caller. The flush is a poller beside the endpoint, with channels of its own: the host's queues may be
 //! gone by then, and a bdev that hangs holds up nobody but the host that waits for it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use reactor::{Poller, PollerSpec, Tick, Work};
@@ -21,6 +24,9 @@ use crate::{
     },
     stages::Untimed,
 };
+
+/// Between two looks at the flush: a host waits for seconds, and a bdev that hangs is to burn no core.
+const PERIOD: Duration = Duration::from_millis(1);
 
 /// A shutdown that the host has asked for.
 #[derive(Default)]
@@ -41,7 +47,7 @@ impl Shutdown {
         let options = *controller.options();
         let (name, group) = (format!("{}_shutdown", home.group.name()), home.group.clone());
         let sent = home.reactors[0].send(Box::new(move |reactor| {
-            reactor.add(PollerSpec::new(name, &group), |_cx| {
+            reactor.add(PollerSpec::new(name, &group).period(PERIOD), |_cx| {
                 let io = Executor::new(subsystem, link, options, 1);
                 Box::new(Flush { io, view, waker, is_flushed: theirs, is_taken: false })
             });

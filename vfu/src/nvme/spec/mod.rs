@@ -89,6 +89,8 @@ pub mod feature {
     pub const ASYNC_EVENT: u8 = 0x0b;
     /// Keep Alive Timer.
     pub const KEEP_ALIVE: u8 = 0x0f;
+    /// I/O Command Set Profile.
+    pub const COMMAND_SET_PROFILE: u8 = 0x19;
     /// Host Identifier.
     pub const HOST_ID: u8 = 0x81;
     /// Reservation Notification Mask.
@@ -313,6 +315,7 @@ impl Status {
     pub const LBA_OUT_OF_RANGE: Self = Self(0x80 | DNR);
     pub const CAPACITY_EXCEEDED: Self = Self(0x81 | DNR);
     pub const NAMESPACE_NOT_READY: Self = Self(0x82);
+    pub const KEEP_ALIVE_EXPIRED: Self = Self(0x14 | DNR);
     pub const RESERVATION_CONFLICT: Self = Self(0x83 | DNR);
     pub const INVALID_CQ: Self = Self(0x100 | DNR);
     pub const INVALID_QID: Self = Self(0x101 | DNR);
@@ -324,6 +327,7 @@ impl Status {
     pub const INVALID_QUEUE_DELETION: Self = Self(0x10c | DNR);
     pub const FEATURE_NOT_SAVEABLE: Self = Self(0x10d | DNR);
     pub const FEATURE_NOT_CHANGEABLE: Self = Self(0x10e | DNR);
+    pub const COMMAND_SET_REJECTED: Self = Self(0x12b | DNR);
     pub const CONFLICTING_ATTRIBUTES: Self = Self(0x180 | DNR);
     pub const COMMAND_SIZE_LIMIT: Self = Self(0x183 | DNR);
     pub const WRITE_FAULT: Self = Self(0x280);
