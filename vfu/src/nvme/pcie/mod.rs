@@ -1,6 +1,7 @@
 //! A controller over PCIe (PCIe Transport 1.0c), as a PCI function's model: BAR0 with registers and doorbells, BAR4 the
 //! MSI-X table, BAR5 its pending bits. Nothing here knows the front door's messages.
 
+mod admin;
 mod control;
 mod device;
 mod doorbells;
