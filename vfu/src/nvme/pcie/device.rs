@@ -180,7 +180,8 @@ impl Device {
             Register::Nssr => {
                 let subsystem = self.controller.subsystem();
                 if value as u32 == NSSR_MAGIC && subsystem.options().enable_nssr {
-                    tracing::info!(nqn = subsystem.options().nqn, "subsystem reset");
+                    // As below, at debug level: a guest can have these lines written as often as it likes.
+                    tracing::debug!(nqn = subsystem.options().nqn, "subsystem reset");
                     subsystem.reset();
                 }
             }
@@ -252,7 +253,7 @@ impl Device {
         let home = Asker::Home(self.home.waker.clone());
         let reachable = admin.resolve(&self.bus, &home) || !self.bus.bus_master();
         if !valid || !reachable {
-            tracing::warn!(
+            tracing::debug!(
                 cc = format!("{value:#x}"),
                 aqa = format!("{aqa:#x}"),
                 valid,
@@ -264,7 +265,7 @@ impl Device {
         self.admin = Some(admin);
         self.controller.enable();
         self.registers.csts |= csts::RDY;
-        tracing::info!(
+        tracing::debug!(
             nqn = self.controller.subsystem().options().nqn,
             cntlid = self.controller.link().cntlid,
             "controller enabled"
