@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bdev::{Access, Registry};
+use bdev::{Access, BdevInfo, Registry};
 use reactor::{CoreMask, Group, Handle};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
@@ -48,10 +48,9 @@ pub(crate) enum EndpointError {
     /// The bdev cannot be opened.
     #[error("bdev: {0}")]
     Bdev(#[from] bdev::Error),
-    /// virtio-blk counts in sectors, and drivers take a block of a power of two of them only (virtio 1.2, 5.2.4).
-    #[error(
-        "bdev {0}: blocks of {1} bytes; a virtio-blk disk's are a power of two (virtio-scsi takes others)"
-    )]
+    /// virtio-blk counts in sectors, and drivers take a block of a power of two of them only (virtio 1.2, 5.2.4). Linux's
+    /// SCSI disks of other blocks have no capacity.
+    #[error("bdev {0}: blocks of {1} bytes; a virtio disk's are a power of two")]
     BlockSize(String, u32),
     /// The socket cannot be made.
     #[error(transparent)]
@@ -203,6 +202,12 @@ fn queue_size(asked: Option<u16>) -> u16 {
     1 << size.max(2).ilog2()
 }
 
+fn check_blocks(info: &BdevInfo) -> Result<(), EndpointError> {
+    let block_size = info.block_size;
+    let refused = || EndpointError::BlockSize(info.name.clone(), block_size);
+    block_size.is_power_of_two().then_some(()).ok_or_else(refused)
+}
+
 /// A serial number that is the same for the same name.
 fn uuid_of(name: &str) -> u64 {
     name.bytes()
@@ -265,10 +270,7 @@ impl Endpoints {
         self.create(&name, cpumask.as_deref(), vectors, call, || {
             let events = Arc::new(Events::default());
             let descriptor = Arc::new(open(registry, &bdev_name, &events)?);
-            let block_size = descriptor.bdev().info().block_size;
-            if !block_size.is_power_of_two() {
-                return Err(EndpointError::BlockSize(bdev_name, block_size));
-            }
+            check_blocks(descriptor.bdev().info())?;
             let blk = BlkSpec { descriptor, events, num_queues, queue_size };
             let model: BuildModel = Box::new(move |home, bus| {
                 Box::new(VirtioPci::new(Blk::new(blk), transport, home.clone(), Arc::clone(bus)))
@@ -361,6 +363,7 @@ impl Endpoints {
         };
         let slot = targets.slot(target)?;
         let bdev = registry.get(bdev_name).map_err(EndpointError::TargetBdev)?;
+        check_blocks(bdev.info())?;
         let access = if bdev.info().read_only { Access::Read } else { Access::ReadWrite };
         let descriptor = Arc::new(registry.open(bdev_name, access, slot.callback())?);
         slot.add(descriptor, &self.reservations)?;

@@ -1,6 +1,5 @@
 //! What a guest can repeat at will fills no log.
 #![cfg(feature = "mock")]
-#![expect(clippy::unwrap_used, reason = "all of it is a test")]
 
 use std::sync::{
     Arc,
