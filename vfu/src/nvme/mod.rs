@@ -8,6 +8,7 @@
 pub mod controller;
 pub mod data;
 pub mod io;
+mod keeper;
 pub mod link;
 pub mod namespace;
 pub mod pcie;

@@ -48,11 +48,15 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A namespace over an opened bdev.
+    /// A namespace over an opened bdev, with what its `ptpl_file` remembers.
     #[must_use]
-    pub fn new(nsid: u32, options: NamespaceOptions, descriptor: Descriptor) -> Self {
+    pub fn new(
+        nsid: u32,
+        options: NamespaceOptions,
+        descriptor: Descriptor,
+        reservations: Reservations,
+    ) -> Self {
         let uuid = options.uuid.unwrap_or_else(|| *descriptor.info().uuid.as_bytes());
-        let reservations = Reservations::load(options.ptpl_file.clone());
         Self {
             nsid,
             nguid: options.nguid,

@@ -3,16 +3,17 @@
 //! Shared by all controllers of the subsystem. The hot path reads one byte; only a namespace that is reserved costs more.
 
 use std::{
+    io,
     path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::Status;
+use super::{keeper::Keeper, spec::Status};
 
 /// A host, by its 128-bit identifier.
 pub type HostId = [u8; 16];
@@ -39,7 +40,7 @@ struct Registrant {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
+pub(super) struct State {
     registrants: Vec<Registrant>,
     /// The host that holds the reservation; for the types "all registrants", the last one that acquired.
     holder: Option<HostId>,
@@ -58,7 +59,9 @@ pub struct Reservations {
     /// Type of the reservation; zero for none.
     kind: AtomicU8,
     state: Mutex<State>,
-    file: Option<PathBuf>,
+    keeper: Option<Keeper>,
+    /// The last change that the keeper was given.
+    change: AtomicU64,
 }
 
 const WRITE_EXCLUSIVE: u8 = 1;
@@ -105,12 +108,18 @@ impl State {
 }
 
 impl Reservations {
-    /// None, or those that the file remembers.
-    #[must_use]
-    pub fn load(file: Option<PathBuf>) -> Self {
-        let text = file.as_ref().and_then(|file| std::fs::read(file).ok());
-        let state = text.and_then(|text| serde_json::from_slice::<State>(&text).ok()).unwrap_or_default();
-        Self { kind: AtomicU8::new(state.kind), state: Mutex::new(state), file }
+    /// None, or those that the file remembers. To be called by no reactor: it waits for the disk.
+    ///
+    /// # Errors
+    /// The file is not one of reservations, or cannot be read or written.
+    pub fn load(file: Option<PathBuf>) -> io::Result<Self> {
+        let Some((keeper, state)) = file.map(Keeper::open).transpose()? else { return Ok(Self::default()) };
+        Ok(Self {
+            kind: AtomicU8::new(state.kind),
+            state: Mutex::new(state),
+            keeper: Some(keeper),
+            change: AtomicU64::new(0),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -120,17 +129,26 @@ impl Reservations {
     /// Whether they can outlive the target.
     #[must_use]
     pub fn can_persist(&self) -> bool {
-        self.file.is_some()
+        self.keeper.is_some()
+    }
+
+    /// The number of the last change, for [`Self::is_kept`].
+    #[must_use]
+    pub fn last_change(&self) -> u64 {
+        self.change.load(Ordering::Acquire)
+    }
+
+    /// Whether a change outlives the target from now on, as far as it is to; none while it is being written.
+    #[must_use]
+    pub fn is_kept(&self, change: u64) -> Option<bool> {
+        self.keeper.as_ref().map_or(Some(true), |keeper| keeper.is_kept(change))
     }
 
     fn commit(&self, state: &State) {
         self.kind.store(state.kind, Ordering::Release);
-        let Some(file) = &self.file else { return };
+        let Some(keeper) = &self.keeper else { return };
         let kept = if state.ptpl { state.clone() } else { State::default() };
-        let text = serde_json::to_vec(&kept).unwrap_or_default();
-        if let Err(error) = std::fs::write(file, text) {
-            tracing::error!(file = %file.display(), %error, "reservations cannot be kept");
-        }
+        self.change.store(keeper.keep(kept), Ordering::Release);
     }
 
     /// Whether there is no reservation: nothing is to be checked.
@@ -207,7 +225,7 @@ impl Reservations {
         }
         match ptpl {
             0b10 => state.ptpl = false,
-            0b11 if self.file.is_some() => state.ptpl = true,
+            0b11 if self.can_persist() => state.ptpl = true,
             0b11 => return Err(Status::INVALID_FIELD),
             _ => {}
         }
@@ -342,9 +360,9 @@ impl Reservations {
         self.lock().ptpl
     }
 
-    /// Sets Persist Through Power Loss State; false if they cannot.
+    /// Sets Persist Through Power Loss State; false if they cannot. It is in the file soon after.
     pub fn set_persists(&self, on: bool) -> bool {
-        if on && self.file.is_none() {
+        if on && !self.can_persist() {
             return false;
         }
         let mut state = self.lock();
@@ -409,11 +427,15 @@ mod tests {
     fn persistent_reservations_are_read_back_from_their_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = Some(dir.path().join("ptpl"));
-        let before = Reservations::load(file.clone());
+        let before = Reservations::load(file.clone()).unwrap();
         before.register(A, 1, 0, (false, 0b11), (0, 0xa)).unwrap();
         before.acquire(A, 0, WRITE_EXCLUSIVE, (0xa, 0)).unwrap();
 
-        let after = Reservations::load(file);
+        let change = before.last_change();
+        while before.is_kept(change).is_none() {
+            std::thread::yield_now();
+        }
+        let after = Reservations::load(file).unwrap();
 
         assert!(after.persists() && !after.allows(&B, true) && after.allows(&A, true));
     }

@@ -4,6 +4,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -12,6 +14,7 @@ use bdev::{Access, ClaimKind, Event, Registry};
 use super::{
     link::{Link, flag},
     namespace::{Namespace, NamespaceOptions},
+    reservation::Reservations,
 };
 
 /// What a subsystem is, fixed for its life.
@@ -79,6 +82,9 @@ pub enum AddError {
     /// A block size that no host would take (below 512 bytes or no power of two).
     #[error("blocks of {0} bytes cannot be a namespace")]
     BlockSize(u32),
+    /// The file of its reservations. A broken one is not begun anew: hosts rely on what it fenced.
+    #[error("ptpl_file {0}: {1} (a file that is no use any more can be removed)")]
+    Reservations(PathBuf, io::Error),
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +127,10 @@ impl Subsystem {
         bdev: &str,
         options: NamespaceOptions,
     ) -> Result<u32, AddError> {
+        // Out of the lock, which reactors take, as it waits for the disk.
+        let file = options.ptpl_file.clone();
+        let reservations = Reservations::load(file.clone())
+            .map_err(|error| AddError::Reservations(file.unwrap_or_default(), error))?;
         let mut inner = self.lock();
         let highest = self.options.max_namespaces;
         let wanted = options.nsid.filter(|&nsid| nsid != 0);
@@ -145,7 +155,7 @@ impl Subsystem {
             }
         })?;
         descriptor.claim(ClaimKind::ExclusiveWrite, CLAIM_HOLDER)?;
-        inner.namespaces.insert(nsid, Arc::new(Namespace::new(nsid, options, descriptor)));
+        inner.namespaces.insert(nsid, Arc::new(Namespace::new(nsid, options, descriptor, reservations)));
         drop(inner);
         self.changed(nsid);
         Ok(nsid)

@@ -9,7 +9,7 @@ use bdev::{
     Bdev, BdevInfo, Channel, Completion, Op, OpKind, OpenError, Rejected, Request, Status as Outcome, Token,
 };
 use vfu::{
-    mock::nvme::{blocks_command, status_of},
+    mock::nvme::{Nvme, blocks_command, status_of},
     nvme::{
         namespace::NamespaceOptions,
         spec::{Command, CopyRange, Status, admin, cc, csts, nvm, reg},
@@ -17,7 +17,7 @@ use vfu::{
 };
 use zerocopy::IntoBytes;
 
-use crate::rig::{Doorbells, Rig, buffer};
+use crate::rig::{Doorbells, Rig, buffer, malloc, until};
 
 /// What the disk was asked for.
 #[derive(Default)]
@@ -147,5 +147,52 @@ fn shutdown_with_notice_is_over_when_what_was_written_is_flushed() {
     nvme.enable().unwrap();
     assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY);
     asked.holds.store(false, Ordering::Release);
+    assert_eq!(rig.server.faults(), 0);
+}
+
+#[test]
+fn reservation_that_outlives_the_target_ends_when_it_is_on_the_disk() {
+    let mut rig = Rig::new();
+    let (file, new) = (rig.socket("ptpl"), rig.socket("ptpl.new"));
+    malloc(rig.server.registry(), "Malloc1", 64);
+    let options = NamespaceOptions { ptpl_file: Some(file.clone()), ..NamespaceOptions::default() };
+    rig.subsystem.add_namespace(rig.server.registry(), "Malloc1", options).unwrap();
+    let mut nvme = rig.driver(Doorbells::Trapped, 1);
+    let dptr = buffer(&mut nvme);
+    nvme.memory.write(dptr[0], &[1; 16]).unwrap();
+    // Feature 81h is the host's identifier.
+    let host_id = Command { opcode: admin::SET_FEATURES, dptr, cdw10: 0x81, cdw11: 1, ..Command::default() };
+    nvme.admin_ok(host_id).unwrap();
+    let persists = 0b11 << 30;
+    let register =
+        Command { opcode: nvm::RESERVATION_REGISTER, nsid: 2, dptr, cdw10: persists, ..Command::default() };
+    nvme.memory.write(dptr[0], &[[0; 8], [7; 8]].concat()).unwrap();
+
+    // Whoever opens a pipe for writing waits for a reader: a disk that hangs.
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &new, mode).unwrap();
+    let registered = nvme.submit(0, &[register]).unwrap()[0];
+    let next = |nvme: &mut Nvme| {
+        let mut done = Vec::new();
+        until("a command ends", || {
+            done = nvme.reap(0).unwrap();
+            !done.is_empty()
+        });
+        assert_eq!(done.len(), 1);
+        (done[0].cid, status_of(&done[0]))
+    };
+    let read = blocks_command(nvm::READ, 2, 0, 1, buffer(&mut nvme));
+    for _ in 0..100 {
+        let cid = nvme.submit(0, &[read]).unwrap()[0];
+        assert_eq!(next(&mut nvme), (cid, Status::SUCCESS));
+    }
+    // A pipe keeps nothing.
+    drop(std::fs::File::open(&new).unwrap());
+    assert_eq!(next(&mut nvme), (registered, Status::INTERNAL_ERROR));
+
+    std::fs::remove_file(&new).unwrap();
+    assert_eq!(status_of(&nvme.io(0, register).unwrap()), Status::SUCCESS);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(&format!(r#""key":{}"#, u64::from_le_bytes([7; 8]))), "{text}");
     assert_eq!(rig.server.faults(), 0);
 }

@@ -38,6 +38,8 @@ pub(super) enum Kind {
     Zero { fua: bool },
     /// Flushes every namespace.
     FlushAll,
+    /// Waits until a change of its namespace's reservations is kept.
+    Keep { change: u64 },
 }
 
 /// A job.
@@ -239,7 +241,7 @@ impl Job {
 
 impl Executor {
     pub(super) fn has_job(&self) -> bool {
-        self.jobs.iter().any(Option::is_none)
+        !self.free.is_empty() && self.jobs.iter().any(Option::is_none)
     }
 
     /// Starts a job for a command; its data, if any, is what `self.iov` holds, with `torn` being asked before it is
@@ -328,8 +330,11 @@ impl Executor {
             Some(status) => Step::End(status),
             None if self.pausing && job.can_rest() => Step::Wait,
             None if !self.lock_fused(&mut job) => Step::Wait,
-            None if matches!(job.kind, Kind::FlushAll) => self.next_flush(&mut job),
-            None => job.step(shift),
+            None => match job.kind {
+                Kind::FlushAll => self.next_flush(&mut job),
+                Kind::Keep { change } => self.kept(job.at, change).map_or(Step::Wait, Step::End),
+                _ => job.step(shift),
+            },
         };
         match step {
             Step::Wait => self.stuck.push(slot),

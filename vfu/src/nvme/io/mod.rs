@@ -384,9 +384,7 @@ impl Executor {
             | nvm::RESERVATION_ACQUIRE
             | nvm::RESERVATION_RELEASE => {
                 offered(oncs::RESERVATIONS)?;
-                self.reserve(command, data)?;
-                Counters::add(&self.counters.commands, 1);
-                Ok(Verdict::Done(Status::SUCCESS))
+                self.reserve(tag, command, data)
             }
             // Write Uncorrectable is not offered: no bdev can mark blocks as bad.
             _ => Err(Status::INVALID_OPCODE),
@@ -467,7 +465,7 @@ impl Executor {
         if !same {
             return Err(Status::INVALID_FIELD);
         }
-        if self.free.is_empty() || !self.has_job() {
+        if !self.has_job() {
             return Ok(Verdict::Full);
         }
         let at = self.admit(first.nsid, Access::Write)?;

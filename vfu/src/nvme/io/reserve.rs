@@ -1,8 +1,9 @@
 //! The reservation commands (Base, 7.2 to 7.5): decoded here, kept by the namespace.
 
-use super::Executor;
+use super::{Executor, Verdict, job::Kind, torn};
 use crate::nvme::{
     data::{self, Data},
+    link::Counters,
     spec::{Command, Status, nvm},
 };
 
@@ -12,7 +13,12 @@ fn keys(bytes: [u8; 16]) -> (u64, u64) {
 }
 
 impl Executor {
-    pub(super) fn reserve(&mut self, command: &Command, data: &impl Data) -> Result<(), Status> {
+    pub(super) fn reserve(
+        &mut self,
+        tag: u16,
+        command: &Command,
+        data: &impl Data,
+    ) -> Result<Verdict, Status> {
         let at = self.space(command.nsid)?;
         let Some(space) = &self.spaces[at] else { return Err(Status::INVALID_NAMESPACE) };
         let namespace = std::sync::Arc::clone(&space.namespace);
@@ -33,7 +39,12 @@ impl Executor {
                 return Err(Status::INVALID_FIELD);
             }
             report.resize(usize::try_from(len).unwrap_or(0), 0);
-            return data::store(data, command, &report);
+            data::store(data, command, &report)?;
+            return Ok(self.reserved());
+        }
+        // What is to be kept ends as a job.
+        if reservations.can_persist() && !self.has_job() {
+            return Ok(Verdict::Full);
         }
         let mut bytes = [0; 16];
         let len = if command.opcode == nvm::RESERVATION_RELEASE { 8 } else { 16 };
@@ -53,6 +64,24 @@ impl Executor {
                 link.log_reservation(notice, namespace.nsid);
             }
         }
-        Ok(())
+        let change = reservations.last_change();
+        if reservations.is_kept(change) == Some(true) {
+            return Ok(self.reserved());
+        }
+        self.start((tag, torn(data)), command, at, Kind::Keep { change })
+    }
+
+    fn reserved(&self) -> Verdict {
+        Counters::add(&self.counters.commands, 1);
+        Verdict::Done(Status::SUCCESS)
+    }
+
+    /// What became of a change that is to outlive the target; none while it is on its way to the disk.
+    pub(super) fn kept(&self, at: usize, change: u64) -> Option<Status> {
+        let Some(space) = self.spaces.get(at).and_then(Option::as_ref) else {
+            return Some(Status::INVALID_NAMESPACE);
+        };
+        let is_kept = space.namespace.reservations.is_kept(change)?;
+        Some(if is_kept { Status::SUCCESS } else { Status::INTERNAL_ERROR })
     }
 }
