@@ -21,20 +21,22 @@ impl ReadyQueue {
 
     #[inline]
     pub(crate) fn push(&mut self, completion: Completion) -> Result<(), Rejected> {
-        if self.end == self.slots.len() && !self.move_to_front() {
-            return Err(Rejected::Full);
-        }
-        self.slots[self.end] = completion;
+        let Some(slot) = self.slots.get_mut(self.end) else { return self.push_in_front(completion) };
+        *slot = completion;
         self.end += 1;
         Ok(())
     }
 
-    /// Makes room at the end; false if there is none.
+    /// Makes room at the end first, if there is any in front.
     #[cold]
-    fn move_to_front(&mut self) -> bool {
+    #[inline(never)]
+    fn push_in_front(&mut self, completion: Completion) -> Result<(), Rejected> {
+        if self.is_full() {
+            return Err(Rejected::Full);
+        }
         self.slots.copy_within(self.start..self.end, 0);
         self.end -= std::mem::take(&mut self.start);
-        !self.is_full()
+        self.push(completion)
     }
 
     #[inline]

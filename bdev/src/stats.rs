@@ -126,26 +126,56 @@ pub(crate) struct ChannelCounters {
     in_flight: AtomicU32,
 }
 
+/// What a request is, in one word, as it is kept and compared as one: its kind, and its length in bytes. (A length of 2 EiB
+/// and more, which no device model asks for, is counted short.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct What(u64);
+
+impl What {
+    /// No request: the bits of a kind that there is not.
+    pub(crate) const NOTHING: What = What(Self::KIND);
+    const KIND_BITS: u32 = 3;
+    const KIND: u64 = (1 << Self::KIND_BITS) - 1;
+
+    #[inline(always)]
+    pub(crate) fn new(kind: OpKind, bytes: u64) -> What {
+        What(bytes << Self::KIND_BITS | kind as u64)
+    }
+
+    fn index(self) -> usize {
+        (self.0 & Self::KIND) as usize
+    }
+
+    /// Of a request.
+    pub(crate) fn kind(self) -> OpKind {
+        OpKind::ALL[self.index()]
+    }
+
+    pub(crate) fn bytes(self) -> u64 {
+        self.0 >> Self::KIND_BITS
+    }
+}
+
+const _: () =
+    assert!(OpKind::COUNT < 1 << What::KIND_BITS, "a kind has room in a word, and there is one that is none");
+
 /// Requests that ended well one after the other, and are alike: of one kind and length, and of one pass, as most of a
 /// batch are. They are counted together.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Run {
-    pub(crate) kind: OpKind,
-    pub(crate) bytes: u64,
+    pub(crate) what: What,
     pub(crate) submitted: u64,
     pub(crate) ops: u64,
 }
 
 impl Run {
     /// None yet.
-    pub(crate) const EMPTY: Run = Run { kind: OpKind::Read, bytes: 0, submitted: 0, ops: 0 };
+    pub(crate) const EMPTY: Run = Run { what: What::NOTHING, submitted: 0, ops: 0 };
 
-    /// Adds one if it is like those before.
+    /// Whether such a one is like those before.
     #[inline(always)]
-    pub(crate) fn add(&mut self, kind: OpKind, bytes: u64, submitted: u64) -> bool {
-        let is_alike = self.submitted == submitted && self.bytes == bytes && self.kind == kind;
-        self.ops += u64::from(is_alike);
-        is_alike
+    pub(crate) fn is_like(self, what: What, submitted: u64) -> bool {
+        self.submitted == submitted && self.what == what
     }
 }
 
@@ -169,10 +199,10 @@ impl ChannelCounters {
 
     /// Counts requests that ended well, after so many ticks each. Writer only.
     #[inline]
-    pub(crate) fn count_run(&self, run: &Run, ticks: u64) {
-        let k = &self.kinds[run.kind as usize];
+    pub(crate) fn count_run(&self, run: Run, ticks: u64) {
+        let k = &self.kinds[run.what.index()];
         bump(&k.ops, run.ops);
-        bump(&k.bytes, run.bytes.wrapping_mul(run.ops));
+        bump(&k.bytes, run.what.bytes().wrapping_mul(run.ops));
         bump(&k.latency_ticks, ticks.wrapping_mul(run.ops));
         if ticks > k.latency_ticks_max.load(Ordering::Relaxed) {
             k.latency_ticks_max.store(ticks, Ordering::Relaxed);

@@ -16,9 +16,11 @@ use crate::histogram::ChannelHistogram;
 use crate::points::{CHANNEL_CREATE, CHANNEL_DESTROY, IO_DONE, IO_START, POINTS};
 use crate::qos::Share;
 use crate::registry::{Gate, Open};
-use crate::stats::{ChannelCounters, Run};
+use crate::stats::{ChannelCounters, Run, What};
 use crate::timeout::Watch;
-use crate::{BdevInfo, Channel, Completion, MAX_SEGMENTS, OpKind, OpenError, Rejected, Request, Status};
+use crate::{
+    BdevInfo, Channel, Completion, MAX_SEGMENTS, OpKind, OpenError, Rejected, Request, Status, Token,
+};
 use cutter::Cutter;
 use request_limits::Limits;
 
@@ -26,23 +28,20 @@ use request_limits::Limits;
 #[derive(Clone, Copy)]
 struct Slot {
     submitted: u64,
-    /// Length in bytes.
-    bytes: u64,
-    /// None for a free slot.
-    kind: Option<OpKind>,
+    what: What,
 }
 
 impl Slot {
-    const FREE: Slot = Slot { submitted: 0, bytes: 0, kind: None };
+    const FREE: Slot = Slot { submitted: 0, what: What::NOTHING };
+
+    fn is_free(self) -> bool {
+        self.what == What::NOTHING
+    }
 }
 
 /// Tokens in flight, and when their requests came.
 fn in_flight(slots: &[Slot]) -> impl Iterator<Item = (usize, u64)> {
-    slots
-        .iter()
-        .enumerate()
-        .filter(|(_, slot)| slot.kind.is_some())
-        .map(|(token, slot)| (token, slot.submitted))
+    slots.iter().enumerate().filter(|(_, slot)| !slot.is_free()).map(|(token, slot)| (token, slot.submitted))
 }
 
 /// A consumer's channel to a bdev.
@@ -209,14 +208,20 @@ impl IoChannel {
             Ok(bytes) => bytes,
             Err(status) => return Err(self.refused(status)),
         };
-        let submitted =
-            if self.is_plain { self.inner.submit(req) } else { self.submit_to_services(req, kind, bytes) };
+        let token = req.token.0 as usize;
+        let Some(slot) = self.slots.get_mut(token).filter(|slot| slot.is_free()) else {
+            return Err(self.refused(Status::Invalid));
+        };
+        let submitted = if self.is_plain {
+            self.inner.submit(req)
+        } else {
+            let Self { inner, share, cutter, limits, info, .. } = self;
+            let cutter = cutter.as_deref_mut().filter(|_| kind.has_data() && limits.exceeds(info, req));
+            submit_to_services((inner.as_mut(), share.as_deref_mut(), cutter), req, kind, bytes)
+        };
         match submitted {
             Ok(()) => {
-                // check() has looked the slot up; the bound is known here.
-                if let Some(slot) = self.slots.get_mut(req.token.0 as usize) {
-                    *slot = Slot { submitted: self.now, bytes, kind: Some(kind) };
-                }
+                *slot = Slot { submitted: self.now, what: What::new(kind, bytes) };
                 self.in_flight += 1;
                 let io = self.trace_id | u64::from(req.token.0);
                 POINTS.record(IO_START, io, [kind as u64, req.lba, req.blocks, 0]);
@@ -224,23 +229,6 @@ impl IoChannel {
             }
             Err(rejected) => Err(self.rejected(rejected)),
         }
-    }
-
-    /// Past the limit of the bdev, and in pieces where it is more than the type takes at once.
-    fn submit_to_services(&mut self, req: &Request<'_>, kind: OpKind, bytes: u64) -> Result<(), Rejected> {
-        if self.share.as_mut().is_some_and(|share| !share.admit(kind, bytes)) {
-            return Err(Rejected::Full);
-        }
-        let submitted = match &mut self.cutter {
-            Some(cutter) if kind.has_data() && self.limits.exceeds(&self.info, req) => {
-                cutter.submit(self.inner.as_mut(), req)
-            }
-            _ => self.inner.submit(req),
-        };
-        if let (Err(_), Some(share)) = (submitted, &mut self.share) {
-            share.refund(kind, bytes);
-        }
-        submitted
     }
 
     #[cold]
@@ -263,15 +251,11 @@ impl IoChannel {
         Rejected::Failed(status)
     }
 
-    /// Everything that must hold before a type sees the request. Returns its length in bytes.
+    /// Everything that must hold before a type sees the request, but that its token is free. Returns its length in bytes.
     #[inline(always)]
     fn check(&self, req: &Request<'_>, kind: OpKind) -> Result<u64, Status> {
         if self.allowed & (1u8 << kind as u8) == 0 {
             return Err(self.why_not(kind));
-        }
-        match self.slots.get(req.token.0 as usize) {
-            Some(slot) if slot.kind.is_none() => {}
-            _ => return Err(Status::Invalid),
         }
         if kind == OpKind::Flush {
             return if req.iov.is_empty() { Ok(0) } else { Err(Status::Invalid) };
@@ -334,18 +318,21 @@ impl IoChannel {
                 debug_assert!(false, "a type handed out a token it was never given");
                 continue;
             };
-            debug_assert!(slot.kind.is_some(), "a type completed a request twice");
-            let Slot { submitted, bytes, kind: Some(kind) } = *slot else { continue };
-            slot.kind = None;
+            debug_assert!(!slot.is_free(), "a type completed a request twice");
+            let Slot { submitted, what } = *slot;
+            slot.what = What::NOTHING;
             if completion.status != Status::Ok {
                 self.counters.count_error(completion.status);
-            } else if !run.add(kind, bytes, submitted) {
-                self.count(&run);
-                run = Run { kind, bytes, submitted, ops: 1 };
+                continue;
             }
+            if !run.is_like(what, submitted) {
+                self.count(run);
+                run = Run { what, submitted, ops: 0 };
+            }
+            run.ops += 1;
         }
         if n > 0 {
-            self.count(&run);
+            self.count(run);
             self.in_flight -= n as u32;
             self.counters.set_in_flight(self.in_flight);
         }
@@ -354,14 +341,14 @@ impl IoChannel {
 
     /// Counts what has ended well.
     #[inline]
-    fn count(&self, run: &Run) {
+    fn count(&self, run: Run) {
         if run.ops == 0 {
             return;
         }
         let ticks = self.now.saturating_sub(run.submitted);
         self.counters.count_run(run, ticks);
         if let Some(histogram) = &self.histogram {
-            histogram.tally(run.kind, ticks, run.ops);
+            histogram.tally(run.what.kind(), ticks, run.ops);
         }
     }
 
@@ -385,11 +372,36 @@ impl IoChannel {
         self.inner.event_fd()
     }
 
+    /// Whether the request with this token was accepted and not yet reaped.
+    pub fn is_in_flight(&self, token: Token) -> bool {
+        self.slots.get(token.0 as usize).is_some_and(|slot| !slot.is_free())
+    }
+
     /// Requests accepted and not yet reaped.
     #[inline]
     pub fn in_flight(&self) -> usize {
         self.in_flight as usize
     }
+}
+
+/// Past the limit of the bdev, and in pieces where it is more than the type takes at once.
+fn submit_to_services(
+    (inner, mut share, cutter): (&mut dyn Channel, Option<&mut Share>, Option<&mut Cutter>),
+    req: &Request<'_>,
+    kind: OpKind,
+    bytes: u64,
+) -> Result<(), Rejected> {
+    if share.as_mut().is_some_and(|share| !share.admit(kind, bytes)) {
+        return Err(Rejected::Full);
+    }
+    let submitted = match cutter {
+        Some(cutter) => cutter.submit(inner, req),
+        None => inner.submit(req),
+    };
+    if let (Err(_), Some(share)) = (submitted, share) {
+        share.refund(kind, bytes);
+    }
+    submitted
 }
 
 impl Drop for IoChannel {

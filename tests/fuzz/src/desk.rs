@@ -16,7 +16,7 @@ use vfu::{
     },
     stages::Untimed,
     virtio::{
-        device::{Handler, Verdict},
+        device::{Handler, Verdict, offer_chain, offer_triple},
         queue::{Chain, QueueConfig, Ring, SplitRing},
         spec::feature,
     },
@@ -168,12 +168,15 @@ impl<H: Handler> Desk<H> {
 
     /// What an owner does with one chain.
     fn serve(&mut self) -> Option<u32> {
-        self.ring.pop(&self.view, &mut self.chain).expect("the driver keeps to the ring's rules");
-        let id = self.chain.id();
-        assert!(!self.handler.is_in_flight(id));
-        self.handler.set_now(1);
-        let verdict = self.handler.submit(&self.chain, &self.view, &mut Untimed);
-        self.ring.advance(&self.chain);
+        self.handler.begin(1, &self.view);
+        let (head, verdict) = offer_triple((&mut self.ring, &mut self.handler), &self.view, &mut Untimed)
+            .unwrap_or_else(|| {
+                let parts = (&mut self.ring, &mut self.handler);
+                let verdict = offer_chain(parts, &self.view, &mut self.chain, &mut Untimed);
+                (self.chain.head(), verdict.expect("the driver keeps to the ring's rules"))
+            });
+        let id = head.id;
+        self.ring.advance(head);
         let mut answer = match verdict {
             Verdict::Done(len) => Some(len),
             Verdict::Broken => {
@@ -181,7 +184,7 @@ impl<H: Handler> Desk<H> {
                 return None;
             }
             Verdict::InFlight => None,
-            Verdict::Full => panic!("nothing else is in flight"),
+            Verdict::Full | Verdict::Reused => panic!("nothing else is in flight"),
         };
         self.handler.kick();
         for _ in 0..REAPS {

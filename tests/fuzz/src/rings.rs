@@ -99,13 +99,13 @@ fn pass<R: Ring>(
         let id = chain.id();
         assert!(id < size, "{id} of {size}");
         assert!(chain.readable().len() + chain.writable().len() <= Chain::MAX_SEGMENTS);
-        assert!((1..=size).contains(&chain.entries()));
+        assert!((1..=size).contains(&chain.head().entries));
         if in_flight.contains(&id) {
             return None;
         }
         in_flight.push(id);
         assert!(in_flight.len() <= usize::from(size));
-        ring.advance(chain);
+        ring.advance(chain.head());
         waits = ring.has_next();
         taken += 1;
     }

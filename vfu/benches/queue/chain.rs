@@ -66,7 +66,7 @@ fn rounds<D: DriverRing, R: Ring>(features: u64) -> impl FnMut() -> [f64; 2] {
                     view.translate(segment.addr, segment.len, true, &mut iov).expect("inside");
                 }
                 black_box(&iov);
-                ring.advance(&chain);
+                ring.advance(chain.head());
                 ids.push(chain.id());
             }
             nanos[0] += start.elapsed().as_nanos() as f64;

@@ -21,6 +21,6 @@ pub use bounce::Bounce;
 pub use mapping::{Mapping, Protection};
 pub(crate) use release::start as start_releaser;
 pub use remote::{Ask, Asker, Order, Remote, Ticket};
-pub use slice::{Slice, Span, Table};
+pub use slice::{Entries, Slice, Span, Table};
 pub use view::{Fault, View};
 pub use windows::{MapError, UnmapError, Window, Windows};

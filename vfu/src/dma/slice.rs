@@ -133,15 +133,6 @@ impl<'a> Slice<'a> {
         self.atomic_u32(offset).store(value, order);
     }
 
-    /// Stores the 64-bit half of an entry that makes it valid.
-    #[inline]
-    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
-        let at = self.at(offset, size_of::<u64>()).cast::<u64>();
-        assert!(at.is_aligned(), "a queue entry lies at an odd address");
-        // SAFETY: mapped (`at`), aligned, and touched by atomic or volatile accesses only.
-        unsafe { AtomicU64::from_ptr(at.as_ptr()) }.store(value, order);
-    }
-
     fn atomic_u16(&self, offset: usize) -> &AtomicU16 {
         let at = self.at(offset, size_of::<u16>()).cast::<u16>();
         assert!(at.is_aligned(), "an index of a ring lies at an odd address");
@@ -209,5 +200,115 @@ impl Span {
     pub fn slice(&self) -> Slice<'_> {
         // SAFETY: inside the mapping (`new`), which lives as long as `self`.
         unsafe { Slice::new(self.base, self.len) }
+    }
+}
+
+/// A table of entries of one type that keeps its own window mapped: a queue, or a part of a ring.
+#[derive(Clone, Debug)]
+pub struct Entries<T> {
+    base: NonNull<T>,
+    count: u16,
+    /// Of the entries that an index which goes round counts: as many as there are, if they are a power of two.
+    mask: u16,
+    span: Span,
+}
+
+// SAFETY: as for `Span`.
+unsafe impl<T> Send for Entries<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Entries<T> {}
+
+impl<T> Entries<T> {
+    /// None if there are no entries, or they would not be aligned.
+    pub(super) fn new(span: Span, count: u16) -> Option<Self> {
+        assert!(usize::from(count) * size_of::<T>() <= span.len, "more entries than there is memory");
+        let base = span.base.cast::<T>();
+        let mask = (1 << count.checked_ilog2()?) - 1;
+        base.is_aligned().then_some(Self { base, count, mask, span })
+    }
+
+    /// Where an entry is; an index outside is a bug of the caller, not of the guest.
+    #[inline(always)]
+    fn place(&self, at: u16) -> NonNull<T> {
+        if at >= self.count {
+            outside(at.into(), 1, self.count.into());
+        }
+        // SAFETY: inside the table, as just checked.
+        unsafe { self.base.add(at.into()) }
+    }
+
+    /// Where an entry of a ring is whose index goes round: of a table with a power of two of entries.
+    #[inline(always)]
+    fn place_round(&self, index: u16) -> NonNull<T> {
+        // SAFETY: the mask is below the number of entries (`new`).
+        unsafe { self.base.add((index & self.mask).into()) }
+    }
+
+    /// Has the processor fetch an entry. A hint, good or bad: nothing is touched.
+    #[inline]
+    pub fn prefetch(&self, at: u16) {
+        bdev::iov::prefetch(self.base.as_ptr().wrapping_add(at.into()).cast(), 1);
+    }
+}
+
+impl<T: FromBytes + Copy> Entries<T> {
+    /// The same of a ring whose index goes round; it has a power of two of entries.
+    #[inline(always)]
+    #[must_use]
+    pub fn get_round(&self, index: u16) -> T {
+        // SAFETY: mapped (`place_round`), aligned, and any bytes make a T.
+        unsafe { self.place_round(index).read_volatile() }
+    }
+
+    /// All of them.
+    #[inline]
+    #[must_use]
+    pub fn table(&self) -> Table<'_, T> {
+        self.span.slice().table()
+    }
+
+    /// Reads an entry, once; none where the table has none.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self, at: u16) -> Option<T> {
+        // SAFETY: mapped, aligned, and any bytes make a T.
+        (at < self.count).then(|| unsafe { self.base.add(at.into()).read_volatile() })
+    }
+}
+
+impl<T: IntoBytes + Immutable + Copy> Entries<T> {
+    /// Writes an entry of a ring whose index goes round; it has a power of two of entries. The guest may look for it once an
+    /// index is stored with release.
+    #[inline(always)]
+    pub fn set_round(&self, index: u16, value: T) {
+        // SAFETY: mapped (`place_round`) and aligned.
+        unsafe { self.place_round(index).write(value) };
+    }
+}
+
+impl<const N: usize> Entries<[u64; N]> {
+    /// Reads some words of an entry, each once; none where the table has no such entry.
+    #[inline(always)]
+    #[must_use]
+    pub fn words<const M: usize>(&self, at: u16, which: [usize; M]) -> Option<[u64; M]> {
+        let read = |word| {
+            assert!(word < N, "an entry has no such word");
+            // SAFETY: inside an entry of the table, as just checked and below; mapped, aligned, and any bytes make a word.
+            unsafe { self.base.add(at.into()).cast::<u64>().add(word).read_volatile() }
+        };
+        (at < self.count).then(|| which.map(read))
+    }
+}
+
+impl Entries<[u64; 2]> {
+    /// Writes an entry whose second half makes it valid: with it, the guest may look at the first.
+    #[inline(always)]
+    pub fn publish(&self, at: u16, [first, last]: [u64; 2]) {
+        let place = self.place(at).cast::<u64>();
+        // SAFETY: mapped (`place`), aligned, and touched by atomic or volatile accesses only.
+        unsafe {
+            place.write(first);
+            AtomicU64::from_ptr(place.add(1).as_ptr()).store(last, Ordering::Release);
+        }
     }
 }

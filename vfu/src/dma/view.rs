@@ -6,7 +6,7 @@ use std::{cell::Cell, ptr::NonNull, sync::Arc};
 use bdev::IoVec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Mapping, Slice, Span, Window, Windows, sigbus, windows::Snapshot};
+use super::{Entries, Mapping, Slice, Span, Window, Windows, sigbus, windows::Snapshot};
 
 /// An address the device may not use like this: outside every window, behind a window without memory, or against the
 /// window's protection.
@@ -29,15 +29,13 @@ struct Near {
     readable: usize,
     writable: usize,
     base: NonNull<u8>,
-    /// Torn windows of the process when it was looked at; when another one is, it is looked at again.
-    torn: u64,
 }
 
 // SAFETY: an address in a mapping, which belongs to no thread; the view that it is part of keeps the mapping.
 unsafe impl Send for Near {}
 
 impl Near {
-    const NONE: Self = Self { start: 0, readable: 0, writable: 0, base: NonNull::dangling(), torn: 0 };
+    const NONE: Self = Self { start: 0, readable: 0, writable: 0, base: NonNull::dangling() };
 }
 
 /// A snapshot of the windows, with the one used last at hand.
@@ -81,6 +79,9 @@ impl View {
 
     /// How many windows of this view were torn: their files made shorter by their owner, so that data were lost. A
     /// request between whose start and end this changed has failed. One load and one comparison while nobody's was.
+    ///
+    /// A window is found torn only here: whoever translates asks once a pass before, and again when it is done with the
+    /// memory.
     #[inline]
     #[must_use]
     pub fn torn(&self) -> usize {
@@ -93,6 +94,8 @@ impl View {
     fn count_torn(&self, count: u64) -> usize {
         let mappings = self.snapshot.windows.iter().filter_map(|window| window.mapping.as_ref());
         let torn = mappings.filter(|mapping| mapping.is_torn()).count();
+        // The window at hand may be one of them: it is looked at again.
+        self.near.set(Near::NONE);
         self.torn.set((count, torn));
         torn
     }
@@ -156,7 +159,7 @@ impl View {
             Access::Write => near.writable,
         };
         let offset = usize::try_from(address.wrapping_sub(near.start)).ok()?;
-        if offset < end && len <= end - offset && near.torn == sigbus::count() {
+        if offset < end && len <= end - offset {
             // SAFETY: the offset is inside the mapping, which is as long as its window and which the snapshot holds.
             Some(unsafe { near.base.add(offset) })
         } else {
@@ -184,8 +187,6 @@ impl View {
 
     #[cold]
     fn far_piece(&self, address: u64, len: usize, access: Access) -> Result<Slice<'_>, Fault> {
-        // Before the window is looked at: one that is torn from here on is looked at again.
-        let torn = sigbus::count();
         let window = self.find(address)?;
         let allowed = match access {
             Access::Read => window.protection.read,
@@ -201,7 +202,6 @@ impl View {
             readable: bytes(window.protection.read),
             writable: bytes(window.protection.write),
             base: mapping.base(),
-            torn,
         });
         let offset = (address - window.start) as usize;
         let len = len.min(mapping.len() - offset);
@@ -369,6 +369,15 @@ impl View {
         let window = self.find(address)?;
         let mapping = window.mapping.as_ref().ok_or(Fault(address))?;
         Ok(Span::new(Arc::clone(mapping), (address - window.start) as usize, len))
+    }
+
+    /// The same as a table of `count` entries.
+    ///
+    /// # Errors
+    /// As of [`Self::span`]; and where the entries would not be aligned.
+    pub fn entries<T>(&self, address: u64, count: u16, writable: bool) -> Result<Entries<T>, Fault> {
+        let span = self.span(address, usize::from(count) * size_of::<T>(), writable)?;
+        Entries::new(span, count).ok_or(Fault(address))
     }
 
     #[cold]

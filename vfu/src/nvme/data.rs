@@ -23,6 +23,12 @@ pub trait Data {
         out: &mut Vec<IoVec>,
     ) -> Result<(), Status>;
 
+    /// The vector over `len` bytes that one PRP says where they are, if it can be had at once. As of [`Self::map`].
+    fn map_page(&self, prp: u64, len: u64, device_writes: bool) -> Option<IoVec> {
+        let _ = (prp, len, device_writes);
+        None
+    }
+
     /// How much of the memory was lost so far, its owner having made its file shorter. A command between whose start and
     /// end this changed has failed.
     fn torn(&self) -> usize;

@@ -1,7 +1,11 @@
 //! What a virtio device type is to the transport, and what its request handler is to a queue's owner.
 
-use super::queue::Chain;
-use crate::{device::HomeWaker, dma::View, stages::Laps};
+use super::queue::{Chain, Head, Ring, RingError, Triple};
+use crate::{
+    device::HomeWaker,
+    dma::View,
+    stages::{Laps, Stage},
+};
 
 /// Makes a queue's handler on the reactor that will own it.
 pub type MakeHandler<H> = Box<dyn FnOnce() -> Result<H, HandlerError> + Send>;
@@ -73,15 +77,60 @@ pub enum Verdict {
     Full,
     /// Not even a status can be returned: the driver broke the rules (virtio 1.2, 2.7.4.2).
     Broken,
+    /// A chain with its id is in flight already.
+    Reused,
+}
+
+/// Hands a ring's next chain to the handler if it is a [`Triple`]: what it is to its ring, and what became of it. None for any
+/// other, which is for [`offer_chain`]. It is still on the ring.
+#[inline(always)]
+pub fn offer_triple<R: Ring, H: Handler>(
+    (ring, handler): (&mut R, &mut H),
+    view: &View,
+    laps: &mut impl Laps,
+) -> Option<(Head, Verdict)> {
+    let triple = ring.peek_triple(view)?;
+    laps.lap(Stage::Pickup);
+    let verdict = handler.submit_triple(&triple, view, laps)?;
+    Some((triple.head, verdict))
+}
+
+/// Hands a ring's next chain to the handler, copied to `chain`: what became of it. It is still on the ring.
+///
+/// # Errors
+/// See [`RingError`].
+#[inline(never)]
+pub fn offer_chain<R: Ring, H: Handler>(
+    (ring, handler): (&mut R, &mut H),
+    view: &View,
+    chain: &mut Chain,
+    laps: &mut impl Laps,
+) -> Result<Verdict, RingError> {
+    ring.pop(view, chain)?;
+    laps.lap(Stage::Pickup);
+    let is_reused = handler.is_in_flight(chain.id());
+    Ok(if is_reused { Verdict::Reused } else { handler.submit(chain, view, laps) })
 }
 
 /// Handles the requests of one queue, on the queue's reactor. No method blocks or allocates.
 pub trait Handler: 'static {
-    /// The clock, once a pass.
-    fn set_now(&mut self, now: u64);
+    /// A pass begins: the clock, and the windows that it is made with.
+    fn begin(&mut self, now: u64, view: &View);
 
     /// Takes a chain. Its id is not in flight. The time until the bdev is asked is lapped as translation.
     fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict;
+
+    /// Takes a chain of three buffers, if it is a request that needs no more than that, and is in order. None for any other:
+    /// nothing was done with it, and [`Self::submit`] will tell what it is. Whether its id is in flight was not looked at.
+    fn submit_triple(&mut self, triple: &Triple, view: &View, laps: &mut impl Laps) -> Option<Verdict> {
+        let _ = (triple, view, laps);
+        None
+    }
+
+    /// Has the processor fetch what the next chain may name: a guess, made while the ring is read.
+    fn prefetch(&self, view: &View) {
+        let _ = view;
+    }
 
     /// Called after the last submit of a pass.
     fn kick(&mut self);

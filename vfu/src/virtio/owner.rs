@@ -7,8 +7,8 @@ use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, T
 
 use super::{
     control::{FALLBACK_PERIOD, QueueControl, QueueState},
-    device::{Handler, MakeHandler, Verdict},
-    queue::{ActivateError, Chain, Format, Position, QueueConfig, Ring, RingError, RingLayout},
+    device::{Handler, MakeHandler, Verdict, offer_chain, offer_triple},
+    queue::{ActivateError, Chain, Format, Head, Position, QueueConfig, Ring, RingError, RingLayout},
     remote::{Ended, RemoteQueue},
 };
 use crate::{
@@ -216,49 +216,70 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         self.signal.raise();
     }
 
-    /// Takes the chains that wait, and counts them in `taken`. An error ends it: what was taken before stands.
+    /// Takes the chains that wait. An error ends it: what was taken before stands.
     #[inline]
-    fn take(&mut self, taken: &mut Taken, laps: &mut impl Laps) -> Result<(), RingError> {
-        let Some(ring) = &mut self.ring else { return Ok(()) };
-        // Alone in flight, a request's header is where the last one's was, as drivers reuse what was freed last. It comes over
-        // from the driver's core while the descriptors do, which say where it is.
-        if let Some(last) = self.chain.segments().first() {
-            self.view.prefetch(last.addr);
-        }
-        let (mut pending, mut extra_segments) = (true, 0);
-        while pending && taken.chains < CHAINS_PER_PASS && extra_segments < EXTRA_SEGMENTS_PER_PASS {
-            ring.pop(&self.view, &mut self.chain)?;
-            let id = self.chain.id();
-            if self.handler.is_in_flight(id) {
-                return Err(RingError::Reused(id));
-            }
-            laps.lap(Stage::Pickup);
-            let verdict = self.handler.submit(&self.chain, &self.view, laps);
-            if matches!(verdict, Verdict::InFlight) {
-                ring.advance(&self.chain);
-            } else if !Self::settle(ring, &self.chain, verdict, taken)? {
-                break;
+    fn take(&mut self, laps: &mut impl Laps) -> (Taken, Result<(), RingError>) {
+        let mut taken = Taken::default();
+        let Some(ring) = &mut self.ring else { return (taken, Ok(())) };
+        self.handler.prefetch(&self.view);
+        let (mut most, mut extra_segments) = (CHAINS_PER_PASS, 0);
+        while taken.chains < most {
+            let (head, verdict) = match offer_triple((ring, &mut self.handler), &self.view, laps) {
+                // Nearly always.
+                Some((head, Verdict::InFlight)) => {
+                    ring.advance(head);
+                    laps.lap(Stage::Submit);
+                    taken.chains += 1;
+                    if ring.has_next() {
+                        continue;
+                    }
+                    break;
+                }
+                Some(offered) => offered,
+                None => {
+                    let parts = (&mut *ring, &mut self.handler);
+                    let offered = offer_chain(parts, &self.view, &mut self.chain, laps);
+                    extra_segments += self.chain.len().saturating_sub(USUAL_SEGMENTS);
+                    if extra_segments >= EXTRA_SEGMENTS_PER_PASS {
+                        most = taken.chains + 1;
+                    }
+                    match offered {
+                        Ok(verdict) => (self.chain.head(), verdict),
+                        Err(error) => return (taken, Err(error)),
+                    }
+                }
+            };
+            match Self::settle(ring, head, verdict, &mut taken.done) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => return (taken, Err(error)),
             }
             laps.lap(Stage::Submit);
             taken.chains += 1;
-            extra_segments += self.chain.len().saturating_sub(USUAL_SEGMENTS);
-            pending = ring.has_next();
+            if !ring.has_next() {
+                break;
+            }
         }
-        Ok(())
+        (taken, Ok(()))
     }
 
-    /// Of the few chains that are not in flight now. False if it was not taken.
-    #[cold]
-    fn settle(ring: &mut R, chain: &Chain, verdict: Verdict, taken: &mut Taken) -> Result<bool, RingError> {
+    /// Takes a chain off the ring, whatever became of it. False if it was not taken.
+    #[inline(never)]
+    fn settle(ring: &mut R, head: Head, verdict: Verdict, done: &mut u32) -> Result<bool, RingError> {
         match verdict {
-            Verdict::Done(len) => {
-                ring.advance(chain);
-                ring.push_used(chain.id(), len);
-                taken.done += 1;
+            Verdict::InFlight => {
+                ring.advance(head);
                 Ok(true)
             }
-            Verdict::InFlight | Verdict::Full => Ok(false),
+            Verdict::Done(len) => {
+                ring.advance(head);
+                ring.push_used(head.id, len);
+                *done += 1;
+                Ok(true)
+            }
+            Verdict::Full => Ok(false),
             Verdict::Broken => Err(RingError::Order),
+            Verdict::Reused => Err(RingError::Reused(head.id)),
         }
     }
 
@@ -420,7 +441,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                 Verdict::Done(len) => done = Some(len),
                 Verdict::InFlight => self.handler.kick(),
                 Verdict::Full => remote.put_back(chain),
-                Verdict::Broken => self.is_broken = true,
+                Verdict::Broken | Verdict::Reused => self.is_broken = true,
             }
         }
         self.handler.reap(remote.bounce(), &mut Untimed, |_, len| done = Some(len));
@@ -462,7 +483,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     /// One pass over the ring.
     #[inline]
     fn pass(&mut self, now: Tick, laps: &mut impl Laps) -> Work {
-        self.handler.set_now(now.raw());
+        let view = self.remote.as_ref().map_or(&self.view, RemoteQueue::bounce);
+        self.handler.begin(now.raw(), view);
         let accepting = self.handler.is_accepting() && !self.is_broken;
         let pending = match &mut self.ring {
             Some(ring) if accepting => match ring.pending() {
@@ -485,7 +507,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         }
         let mut taken = Taken::default();
         if pending {
-            let outcome = self.take(&mut taken, laps);
+            let outcome;
+            (taken, outcome) = self.take(laps);
             if taken.chains > 0 {
                 let requests = &self.control.counters().requests;
                 requests.store(requests.load(Ordering::Relaxed) + u64::from(taken.chains), Ordering::Relaxed);

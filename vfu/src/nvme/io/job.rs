@@ -65,6 +65,8 @@ pub(super) struct Job {
     write: Vec<IoVec>,
     /// The command's data, and how much of it is done.
     data: Vec<IoVec>,
+    /// What was lost of the guest's memory when it started, see [`Data::torn`].
+    torn: u32,
     done: usize,
     bounce: Bounce,
     /// The vector of the request at the bdev.
@@ -116,6 +118,7 @@ impl Job {
             ranges: Vec::with_capacity(MAX_RANGES),
             write: Vec::with_capacity(MAX_SEGMENTS as usize),
             data: Vec::with_capacity(MAX_SEGMENTS as usize),
+            torn: 0,
             done: 0,
             bounce: Bounce::new(0, BOUNCE_LEN as u64).ok()?,
             vector: Vec::with_capacity(MAX_SEGMENTS as usize),
@@ -260,7 +263,7 @@ impl Executor {
             self.free.push(slot);
             return Err(Status::INTERNAL_ERROR);
         };
-        (job.kind, job.aborted) = (kind, false);
+        (job.kind, job.aborted, job.torn) = (kind, false, torn);
         (job.at, job.lba, job.left) = (at, command.slba(), command.blocks().into());
         (job.to, job.writing, job.step, job.next, job.done, job.locked) = (0, false, 0, 0, 0, false);
         if let Kind::Copy { .. } = job.kind {
@@ -273,7 +276,7 @@ impl Executor {
         self.jobs[index] = Some(job);
         let index = u8::try_from(index).unwrap_or(MAX_JOBS);
         self.slots[usize::from(slot)] =
-            Slot { tag, cid: command.cid, sectors: 0, torn, kind: SlotKind::Job(index) };
+            Slot { tag, cid: command.cid, sectors: 0, kind: SlotKind::Job(index) };
         // Its first request goes out with the next pass' completions, so that the end always comes through `reap`.
         self.stuck.push(slot);
         Ok(Verdict::InFlight)
@@ -320,7 +323,7 @@ impl Executor {
                 job.pass();
             }
         }
-        if !job.data.is_empty() && torn(data) != self.slots[usize::from(slot)].torn {
+        if !job.data.is_empty() && torn(data) != job.torn {
             end = Some(Status::DATA_TRANSFER_ERROR);
         }
         if job.aborted && end.is_none() {

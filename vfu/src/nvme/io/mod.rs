@@ -6,6 +6,7 @@
 mod job;
 mod reserve;
 mod space;
+mod transfer;
 
 use std::{
     os::fd::BorrowedFd,
@@ -70,8 +71,6 @@ struct Slot {
     cid: u16,
     /// Blocks of 512 bytes, for the counters.
     sectors: u32,
-    /// What was lost of the memory when it started, see [`Data::torn`].
-    torn: u32,
     kind: SlotKind,
 }
 
@@ -81,6 +80,8 @@ enum SlotKind {
     Free,
     Read,
     Write,
+    /// A read or a write while which memory was lost.
+    Torn,
     Other,
     /// A job, by its index.
     Job(u8),
@@ -95,7 +96,15 @@ struct Tally {
     sectors_written: u64,
 }
 
-/// How much memory was lost, as a slot keeps it: a number of windows.
+/// Tokens are indexes of slots.
+#[inline(always)]
+fn index_of(token: Token) -> u16 {
+    #[expect(clippy::cast_possible_truncation, reason = "as it was made")]
+    let index = token.0 as u16;
+    index
+}
+
+/// How much memory was lost, as it is kept: a number of windows.
 #[inline]
 fn torn(data: &impl Data) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "a guest has far fewer windows")]
@@ -119,6 +128,8 @@ pub struct Executor {
     slots: Box<[Slot]>,
     free: Vec<u16>,
     tally: Tally,
+    /// What was lost of the memory when it was looked last, see [`Data::torn`].
+    torn: u32,
     /// Completions on their way from a channel; made once.
     batch: Box<[Completion]>,
     iov: Vec<IoVec>,
@@ -172,6 +183,7 @@ impl Executor {
             slots: vec![Slot::default(); usize::from(depth)].into_boxed_slice(),
             free: (0..depth).rev().collect(),
             tally: Tally::default(),
+            torn: 0,
             batch: vec![Completion::EMPTY; REAP_BATCH].into_boxed_slice(),
             iov: Vec::with_capacity(MAX_SEGMENTS as usize),
             second: Vec::with_capacity(MAX_SEGMENTS as usize),
@@ -218,9 +230,10 @@ impl Executor {
         &self.counters
     }
 
-    /// The clock, once a pass.
+    /// A pass begins: the clock, and the memory that it is made with.
     #[inline]
-    pub fn set_now(&mut self, now: u64) {
+    pub fn begin(&mut self, now: u64, data: &impl Data) {
+        self.look_for_torn(data);
         self.write_through = self.link.is_write_through();
         for &at in &self.present {
             if let Some(channel) = self.spaces[at].as_mut().and_then(|space| space.channel.as_mut()) {
@@ -263,62 +276,21 @@ impl Executor {
     }
 
     /// Takes a command that is not one of two fused. The time until the bdev is asked is lapped as translation.
-    #[inline]
     pub fn submit(&mut self, tag: u16, command: &Command, data: &impl Data, laps: &mut impl Laps) -> Verdict {
         let outcome = match command.opcode {
-            nvm::READ => self.transfer(tag, command, data, false, laps),
-            nvm::WRITE => self.transfer(tag, command, data, true, laps),
+            nvm::READ | nvm::WRITE => self.transfer(tag, command, data, laps),
             _ => self.other(tag, command, data),
         };
-        outcome.unwrap_or_else(|status| {
-            if status != ABSENT {
-                self.has_failed = true;
-                Counters::add(&self.counters.commands, 1);
-            }
-            Verdict::Done(status)
-        })
+        outcome.unwrap_or_else(|status| self.refused(status))
     }
 
-    /// Read and Write (NVM, 3.2.4 and 3.2.6).
-    #[inline]
-    fn transfer(
-        &mut self,
-        tag: u16,
-        command: &Command,
-        data: &impl Data,
-        write: bool,
-        laps: &mut impl Laps,
-    ) -> Result<Verdict, Status> {
-        let Some(&slot) = self.free.last() else { return Ok(Verdict::Full) };
-        let space = self.spaces.get_mut((command.nsid as usize).wrapping_sub(1)).and_then(Option::as_mut);
-        let space = space.ok_or(Status::INVALID_NAMESPACE)?;
-        space.admit(if write { Access::Write } else { Access::Read }, &self.link)?;
-        let blocks = u64::from(command.blocks());
-        let bytes = blocks << space.block_shift;
-        if bytes > u64::from(self.options.max_io_size) {
-            return Err(Status::INVALID_FIELD);
+    #[cold]
+    fn refused(&mut self, status: Status) -> Verdict {
+        if status != ABSENT {
+            self.has_failed = true;
+            Counters::add(&self.counters.commands, 1);
         }
-        self.iov.clear();
-        data.map(command, bytes, !write, &mut self.iov)?;
-        let fua = command.cdw12 & FUA != 0 || self.write_through;
-        let op = if write { Op::Write { fua } } else { Op::Read };
-        let Some(channel) = &mut space.channel else { return Err(Status::NAMESPACE_NOT_READY) };
-        // Before the channel may touch the memory.
-        let torn = torn(data);
-        let request = Request { op, lba: command.slba(), blocks, iov: &self.iov, token: Token(slot.into()) };
-        laps.lap(Stage::Translate);
-        match channel.submit(&request) {
-            Ok(()) => {
-                self.free.pop();
-                let kind = if write { SlotKind::Write } else { SlotKind::Read };
-                #[expect(clippy::cast_possible_truncation, reason = "below the largest transfer")]
-                let sectors = (bytes >> 9) as u32;
-                self.slots[usize::from(slot)] = Slot { tag, cid: command.cid, sectors, torn, kind };
-                Ok(Verdict::InFlight)
-            }
-            Err(Rejected::Full) => Ok(Verdict::Full),
-            Err(Rejected::Failed(status)) => Err(status_of(status, write)),
-        }
+        Verdict::Done(status)
     }
 
     /// One request without data.
@@ -586,8 +558,13 @@ impl Executor {
                 let Some(channel) = channel.filter(|channel| channel.in_flight() > 0) else { break };
                 let n = channel.reap(&mut batch);
                 laps.lap(Stage::Backend);
-                for completion in &batch[..n] {
-                    self.finish(*completion, data, done);
+                // After the channel has touched the memory of all of them.
+                self.look_for_torn(data);
+                for &completion in &batch[..n] {
+                    match self.finish_transfer(completion) {
+                        Some(finished) => done(finished),
+                        None => self.finish(completion, data, done),
+                    }
                 }
                 laps.lap(Stage::Complete);
                 if n < batch.len() {
@@ -616,43 +593,15 @@ impl Executor {
         }
     }
 
-    #[inline]
-    fn finish(&mut self, completion: Completion, data: &impl Data, done: &mut impl FnMut(Finished)) {
-        #[expect(clippy::cast_possible_truncation, reason = "tokens are indexes of slots")]
-        let index = completion.token.0 as u16;
-        let Slot { tag, cid, sectors, torn: before, kind } = self.slots[usize::from(index)];
-        let tally = &mut self.tally;
-        match kind {
-            SlotKind::Read | SlotKind::Write
-                if completion.status != bdev::Status::Ok || torn(data) != before =>
-            {
-                return self.fail(completion, torn(data) != before, done);
-            }
-            SlotKind::Read => {
-                tally.reads += 1;
-                tally.sectors_read += u64::from(sectors);
-            }
-            SlotKind::Write => {
-                tally.writes += 1;
-                tally.sectors_written += u64::from(sectors);
-            }
-            SlotKind::Job(job) => return self.advance(index, job, Some(completion.status), data, done),
-            _ => return self.fail(completion, false, done),
-        }
-        self.release(index);
-        done(Finished { tag, cid, status: Status::SUCCESS, dw0: 0 });
-    }
-
-    /// Gives back what failed, and what is no read or write.
+    /// Gives back what failed, and what is no read or write; a job goes on.
     #[cold]
-    fn fail(&mut self, completion: Completion, is_torn: bool, done: &mut impl FnMut(Finished)) {
-        #[expect(clippy::cast_possible_truncation, reason = "tokens are indexes of slots")]
-        let index = completion.token.0 as u16;
+    fn finish(&mut self, completion: Completion, data: &impl Data, done: &mut impl FnMut(Finished)) {
+        let index = index_of(completion.token);
         let Slot { tag, cid, kind, .. } = self.slots[usize::from(index)];
-        let status = if is_torn {
-            Status::DATA_TRANSFER_ERROR
-        } else {
-            status_of(completion.status, kind != SlotKind::Read)
+        let status = match kind {
+            SlotKind::Job(job) => return self.advance(index, job, Some(completion.status), data, done),
+            SlotKind::Torn => Status::DATA_TRANSFER_ERROR,
+            _ => status_of(completion.status, kind != SlotKind::Read),
         };
         if completion.status == bdev::Status::MediaError {
             Counters::add(&self.counters.media_errors, 1);

@@ -60,34 +60,7 @@ pub(super) struct GuestData<'a> {
 }
 
 impl Data for GuestData<'_> {
-    #[inline(always)]
     fn map(
-        &self,
-        command: &Command,
-        len: u64,
-        device_writes: bool,
-        out: &mut Vec<IoVec>,
-    ) -> Result<(), Status> {
-        let [first, _] = command.dptr;
-        // Most commands: data inside one page.
-        if command.psdt() == 0 && first % PAGE + len <= PAGE && first & 3 == 0 {
-            #[expect(clippy::cast_possible_truncation, reason = "at most a page")]
-            let translated = self.view.translate(first, len as u32, device_writes, out);
-            return translated.map_err(|fault| unreachable(self.view, fault));
-        }
-        self.map_pieces(command, len, device_writes, out)
-    }
-
-    #[inline]
-    fn torn(&self) -> usize {
-        self.view.torn()
-    }
-}
-
-impl GuestData<'_> {
-    /// Data over pages, by a list, or by an SGL.
-    #[inline(never)]
-    fn map_pieces(
         &self,
         command: &Command,
         len: u64,
@@ -101,6 +74,21 @@ impl GuestData<'_> {
         let data = (command.psdt(), command.dptr);
         walk(self.view, data, self.admin, len, |addr, len| runs.push(addr, len))?;
         runs.flush()
+    }
+
+    #[inline(always)]
+    fn map_page(&self, prp: u64, len: u64, device_writes: bool) -> Option<IoVec> {
+        // Inside one page, and at an offset that a PRP may have.
+        if prp % PAGE + len > PAGE || prp & 3 != 0 {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "at most a page")]
+        self.view.near_iovec(prp, len as u32, device_writes)
+    }
+
+    #[inline]
+    fn torn(&self) -> usize {
+        self.view.torn()
     }
 }
 

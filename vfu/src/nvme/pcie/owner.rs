@@ -20,18 +20,15 @@ use crate::{
     moderation::{Moderation, Moderator},
     nvme::{
         controller::ControllerOptions,
-        data::ABSENT,
         io::{Executor, Finished, MAX_IN_FLIGHT, Verdict},
         link::{Counters, Link, flag},
-        spec::{Command, Status},
+        spec::Status,
         subsystem::Subsystem,
     },
     points::{NVME, QUEUE_START, QUEUE_STOP},
     stages::{Laps, Sampler, Stage, Untimed},
 };
 
-/// Commands taken off one submission queue in one pass, so that one queue does not keep the reactor from the others.
-const COMMANDS_PER_PASS: u16 = 256;
 /// How often a sleeping queue is looked at whose doorbells are mapped.
 pub(super) const FALLBACK_PERIOD: Duration = Duration::from_millis(1);
 /// Looks without work after which the period doubles.
@@ -97,6 +94,8 @@ struct Owner {
     attends: bool,
     /// Completions that commands in flight will need.
     owed: u16,
+    /// Those of this pass that are not to be posted in the completion queue from here.
+    strays: Vec<Finished>,
     /// The queue holds the pin up.
     asserted: bool,
     /// The last pass left commands for want of room in the completion queue.
@@ -141,6 +140,7 @@ impl Owner {
             told: 0,
             attends: false,
             owed,
+            strays: Vec::new(),
             asserted: false,
             blocked: false,
             epoch: 0,
@@ -170,112 +170,46 @@ impl Owner {
         waiting
     }
 
-    /// Takes commands from every submission queue. True if completions were posted at once.
-    #[inline]
-    fn take(&mut self, laps: &mut impl Laps) -> bool {
-        let Self { sqs, cq, io, view, owed, remote, bus, cx, attends, .. } = self;
-        let data = GuestData { view, admin: false };
-        let mut hand_over = |qid: u16, commands: &[Command]| {
-            *attends = true;
-            let remote = remote.get_or_insert_with(|| errands(bus, cx));
-            remote.take(qid, commands)
-        };
-        let mut posted = false;
-        self.blocked = false;
-        for (index, sq) in sqs.iter_mut().enumerate() {
-            #[expect(clippy::cast_possible_truncation, reason = "at most 512 queues")]
-            let tag = index as u16;
-            let mut waiting = sq.waiting().min(COMMANDS_PER_PASS);
-            if waiting == 0 {
-                continue;
-            }
-            // Every command taken has room for its completion, so that posting never waits.
-            let mut room = cq.room(waiting + *owed).saturating_sub(*owed);
-            while waiting > 0 {
-                let Some(command) = sq.peek(0) else { break };
-                if room > 0 && sq.is_aborted(command.cid) {
-                    sq.advance(1);
-                    cq.post_raw(sq.head, sq.setup.qid, command.cid, Status::ABORT_REQUESTED, 0);
-                    laps.count(1, 1);
-                    posted = true;
-                    waiting -= 1;
-                    room -= 1;
-                    continue;
-                }
-                if command.fuse() != Command::FUSE_NONE {
-                    let at_hand = (tag, command, waiting, room);
-                    let (taken, more) = fused((sq, cq), io, owed, at_hand, &data, &mut hand_over);
-                    posted |= more;
-                    if taken == 0 {
-                        self.blocked = room < 2;
-                        break;
-                    }
-                    waiting -= taken;
-                    room = cq.room(*owed + waiting).saturating_sub(*owed);
-                    continue;
-                }
-                if room == 0 {
-                    self.blocked = true;
-                    break;
-                }
-                laps.lap(Stage::Pickup);
-                match io.submit(tag, &command, &data, laps) {
-                    Verdict::InFlight => *owed += 1,
-                    Verdict::Full => break,
-                    Verdict::Done(ABSENT) => {
-                        if !hand_over(sq.setup.qid, &[command]) {
-                            self.blocked = true;
-                            break;
-                        }
-                        *owed += 1;
-                    }
-                    Verdict::Done(status) => {
-                        laps.count(1, 1);
-                        sq.advance(1);
-                        cq.post_raw(sq.head, sq.setup.qid, command.cid, status, 0);
-                        posted = true;
-                        waiting -= 1;
-                        room -= 1;
-                        continue;
-                    }
-                }
-                laps.count(1, 0);
-                sq.advance(1);
-                waiting -= 1;
-                room -= 1;
-                laps.lap(Stage::Submit);
-            }
-        }
-        posted
-    }
-
     /// Posts what has finished, and raises the interrupt. True if something had. What finds its completion queue unmapped (a
     /// job that rested while a change took its memory) waits among the errands until it is back.
     #[inline]
     fn complete(&mut self, mut posted: bool, now: Tick, laps: &mut impl Laps) -> bool {
-        let Self { io, cq, sqs, owed, view, remote, attends, bus, cx, .. } = self;
-        let (mut done, mut elsewhere) = (0, false);
+        let Self { io, cq, sqs, owed, view, strays, .. } = self;
+        let mut done = 0;
         io.reap(&GuestData { view, admin: false }, laps, &mut |finished: Finished| {
             done += 1;
-            if let Some(sq) = sqs.get(usize::from(finished.tag)) {
-                if cq.post(sq.head, sq.setup.qid, finished) {
+            match sqs.get(usize::from(finished.tag)) {
+                Some(sq) if cq.post(sq.head, sq.setup.qid, finished) => {
                     *owed -= 1;
                     posted = true;
-                } else {
-                    (*attends, elsewhere) = (true, true);
-                    remote.get_or_insert_with(|| errands(bus, cx)).post(sq.setup.qid, finished);
                 }
-            } else if let Some(remote) = remote {
-                remote.finished(finished);
-                elsewhere = true;
+                _ => strays.push(finished),
             }
         });
+        let elsewhere = !self.strays.is_empty();
+        if elsewhere {
+            self.post_strays();
+        }
         laps.count(0, done);
         if posted && (self.moderator.is_none() || self.raises_now(now)) {
             self.raise();
             laps.lap(Stage::Interrupt);
         }
         posted || elsewhere
+    }
+
+    /// What did not go to the completion queue from here goes by the errands: theirs, and what finds the queue unmapped.
+    #[cold]
+    fn post_strays(&mut self) {
+        let Self { sqs, remote, attends, bus, cx, strays, .. } = self;
+        for finished in strays.drain(..) {
+            if let Some(sq) = sqs.get(usize::from(finished.tag)) {
+                *attends = true;
+                remote.get_or_insert_with(|| errands(bus, cx)).post(sq.setup.qid, finished);
+            } else if let Some(remote) = remote {
+                remote.finished(finished);
+            }
+        }
     }
 
     /// Whether what was posted is told at once, by the host's rules. They should not delay what failed (Base, feature 08h).
@@ -363,7 +297,7 @@ impl Owner {
     /// One pass over the rings.
     #[inline]
     fn pass(&mut self, now: Tick, laps: &mut impl Laps) -> Work {
-        self.io.set_now(now.raw());
+        self.io.begin(now.raw(), &GuestData { view: &self.view, admin: false });
         let waiting = self.look();
         // After the rings were looked at: a window mapped before the driver used it is seen.
         let epoch = self.control.epoch();
@@ -552,50 +486,6 @@ fn errands(bus: &Arc<Bus>, cx: &PollerCx) -> Box<Errands> {
     Box::new(Errands::new(bus, Asker::Queue(cx.waker())))
 }
 
-/// Takes two fused commands, or refuses one that stands alone. How many were taken, and whether completions were posted.
-#[cold]
-fn fused(
-    (sq, cq): (&mut Sq, &mut Cq),
-    io: &mut Executor,
-    owed: &mut u16,
-    (tag, first, waiting, room): (u16, Command, u16, u16),
-    data: &GuestData<'_>,
-    hand_over: &mut impl FnMut(u16, &[Command]) -> bool,
-) -> (u16, bool) {
-    if room < 2 {
-        return (0, false);
-    }
-    let second = (waiting > 1).then(|| sq.peek(1)).flatten();
-    let second =
-        second.filter(|second| first.fuse() == Command::FUSE_FIRST && second.fuse() == Command::FUSE_SECOND);
-    let Some(second) = second else {
-        // Both must have been made visible by one doorbell (Base, 3.4.2).
-        sq.advance(1);
-        cq.post_raw(sq.head, sq.setup.qid, first.cid, Status::MISSING_FUSED, 0);
-        return (1, true);
-    };
-    match io.submit_fused(tag, (&first, &second), data) {
-        Ok(Verdict::InFlight) => {
-            *owed += 2;
-            sq.advance(2);
-            (2, false)
-        }
-        Ok(_) => (0, false),
-        Err(ABSENT) if !hand_over(sq.setup.qid, &[first, second]) => (0, false),
-        Err(ABSENT) => {
-            *owed += 2;
-            sq.advance(2);
-            (2, false)
-        }
-        Err(status) => {
-            sq.advance(2);
-            cq.post_raw(sq.head, sq.setup.qid, first.cid, status, 0);
-            cq.post_raw(sq.head, sq.setup.qid, second.cid, Status::FAILED_FUSED, 0);
-            (2, true)
-        }
-    }
-}
-
 impl Poller for Owner {
     fn poll(&mut self, now: Tick) -> Work {
         if self.sampler.is_due() {
@@ -652,5 +542,6 @@ impl Poller for Owner {
     }
 }
 
+mod take;
 #[cfg(test)]
 mod tests;

@@ -1,13 +1,11 @@
 //! Submission and completion queues in guest memory (PCIe, 3.1; Base, 3.3.1).
 
-use std::sync::atomic::Ordering;
-
 use super::doorbells::{Buffers, Doorbell, Doorbells, Side};
 use crate::{
-    dma::{Span, View},
+    dma::{Entries, View},
     nvme::{
         io::Finished,
-        spec::{CQE_LEN, Command, SQE_LEN, Status},
+        spec::{CQE_LEN, Command, SQE_LEN, Status, Transfer},
     },
 };
 
@@ -27,7 +25,8 @@ pub(super) struct Sq {
     /// As the doorbell said last.
     tail: u16,
     doorbell: Doorbell,
-    entries: Option<Span>,
+    /// [`Command`]s, in words: most commands need but some of them.
+    entries: Option<Entries<[u64; SQE_LEN / 8]>>,
     /// Only messages reach its memory, see [`super::remote`]: no entries here.
     pub(super) is_remote: bool,
     /// A tail outside the queue, told once.
@@ -57,11 +56,10 @@ impl Sq {
 
     /// Finds its memory anew; without it, it rests.
     pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) -> bool {
-        let len = usize::from(self.setup.size) * SQE_LEN;
         self.is_remote = false;
         self.doorbell.resolve(view, buffers);
         let view = view.filter(|_| !self.doorbell.is_lost);
-        self.entries = view.and_then(|view| view.span(self.setup.base, len, false).ok());
+        self.entries = view.and_then(|view| view.entries(self.setup.base, self.setup.size, false).ok());
         self.entries.is_some()
     }
 
@@ -92,8 +90,8 @@ impl Sq {
     pub(super) fn prefetch(&self) {
         self.doorbell.prefetch();
         if let Some(entries) = &self.entries {
-            entries.slice().prefetch(usize::from(self.head) * SQE_LEN);
-            entries.slice().prefetch(usize::from(self.head) * SQE_LEN + SQE_LEN);
+            entries.prefetch(self.head);
+            entries.prefetch(self.head + 1);
         }
     }
 
@@ -130,9 +128,18 @@ impl Sq {
     /// The entry `ahead` of the head; each is read once.
     #[inline]
     pub(super) fn peek(&self, ahead: u16) -> Option<Command> {
-        let (at, size) = (usize::from(self.head) + usize::from(ahead), usize::from(self.setup.size));
-        let at = if at >= size { at - size } else { at };
-        Some(self.entries.as_ref()?.slice().read(at * SQE_LEN))
+        let to_end = self.setup.size - self.head;
+        let at = if ahead < to_end { self.head + ahead } else { ahead - to_end };
+        let words = self.entries.as_ref()?.get(at)?;
+        Some(zerocopy::transmute!(words))
+    }
+
+    /// The next entry if it is a [`Transfer`]. None for any other, and while something is to be aborted: [`Self::peek`] reads it
+    /// anew.
+    #[inline(always)]
+    pub(super) fn peek_transfer(&self) -> Option<Transfer> {
+        let entries = self.entries.as_ref().filter(|_| self.aborted.is_empty())?;
+        Transfer::of(entries.words(self.head, Transfer::WORDS)?)
     }
 
     /// Aborts a command that waits. False if none has this identifier.
@@ -164,12 +171,8 @@ impl Sq {
     /// Takes `n` entries off.
     #[inline]
     pub(super) fn advance(&mut self, n: u16) {
-        let head = u32::from(self.head) + u32::from(n);
-        let size = u32::from(self.setup.size);
-        #[expect(clippy::cast_possible_truncation, reason = "below the size")]
-        {
-            self.head = (if head >= size { head - size } else { head }) as u16;
-        }
+        let to_end = self.setup.size - self.head;
+        self.head = if n < to_end { self.head + n } else { n - to_end };
     }
 
     /// Asks for a doorbell; true if there is something already.
@@ -200,7 +203,7 @@ pub(super) struct Cq {
     head: u16,
     phase: bool,
     doorbell: Doorbell,
-    entries: Option<Span>,
+    entries: Option<Entries<[u64; CQE_LEN / 8]>>,
     /// Only messages reach its memory, see [`super::remote`].
     pub(super) is_remote: bool,
 }
@@ -213,11 +216,10 @@ impl Cq {
 
     /// Finds its memory anew; without it, it rests.
     pub(super) fn resolve(&mut self, view: Option<&View>, buffers: Option<Buffers>) -> bool {
-        let len = usize::from(self.setup.size) * CQE_LEN;
         self.is_remote = false;
         self.doorbell.resolve(view, buffers);
         let view = view.filter(|_| !self.doorbell.is_lost);
-        self.entries = view.and_then(|view| view.span(self.setup.base, len, true).ok());
+        self.entries = view.and_then(|view| view.entries(self.setup.base, self.setup.size, true).ok());
         self.entries.is_some()
     }
 
@@ -282,11 +284,8 @@ impl Cq {
     #[inline]
     pub(super) fn post_raw(&mut self, sq_head: u16, sq_id: u16, cid: u16, status: Status, dw0: u32) -> bool {
         let Some(entries) = &self.entries else { return false };
-        let at = usize::from(self.tail) * CQE_LEN;
-        let slice = entries.slice();
-        slice.write(at, u64::from(dw0));
-        // The half with the phase comes last: with it the driver may look at the rest.
-        slice.store_u64(at + 8, last_half(sq_head, sq_id, cid, status, self.phase), Ordering::Release);
+        // The half with the phase comes last.
+        entries.publish(self.tail, [dw0.into(), last_half(sq_head, sq_id, cid, status, self.phase)]);
         self.advance();
         true
     }

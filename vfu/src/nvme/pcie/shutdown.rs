@@ -75,7 +75,7 @@ impl Poller for Flush {
         let Self { io, view, is_taken, .. } = self;
         let data = GuestData { view, admin: true };
         let mut ended = None;
-        io.set_now(now.raw());
+        io.begin(now.raw(), &data);
         if !*is_taken {
             let flush = Command { opcode: nvm::FLUSH, nsid: NSID_ALL, ..Command::default() };
             match io.submit(0, &flush, &data, &mut Untimed) {

@@ -234,6 +234,42 @@ pub struct Command {
 const _: () = assert!(size_of::<Command>() == SQE_LEN);
 const _: () = assert!(std::mem::offset_of!(Command, cdw10) == 40);
 
+/// A Read or a Write as most are: not fused, and its data by PRPs. What of its entry nobody looks at is not here.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// Command identifier.
+    pub cid: u16,
+    /// Namespace identifier.
+    pub nsid: u32,
+    /// It is a Write.
+    pub is_write: bool,
+    /// The first PRP.
+    pub prp1: u64,
+    /// Starting LBA.
+    pub slba: u64,
+    /// Command dword 12.
+    pub cdw12: u32,
+}
+
+impl Transfer {
+    /// Where it stands in an entry, in words of 64 bits: dwords 0 and 1, the first PRP, dwords 10 and 11, 12 and 13.
+    pub const WORDS: [usize; 4] = [0, 3, 5, 6];
+
+    /// Of these words. None for any other command.
+    #[inline(always)]
+    #[must_use]
+    pub fn of([head, prp1, slba, tail]: [u64; 4]) -> Option<Self> {
+        let [opcode, flags, ..] = head.to_le_bytes();
+        if flags != 0 || !matches!(opcode, nvm::READ | nvm::WRITE) {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "parts of words")]
+        let (cid, cdw12) = ((head >> 16) as u16, tail as u32);
+        let nsid = (head >> 32) as u32;
+        Some(Self { cid, nsid, is_write: opcode == nvm::WRITE, prp1, slba, cdw12 })
+    }
+}
+
 impl Command {
     /// Fused operation: none.
     pub const FUSE_NONE: u8 = 0;

@@ -24,8 +24,8 @@ use crate::{
     stages::{Laps, Stage},
     virtio::{
         device::{Handler, Verdict},
-        queue::Chain,
-        spec::blk::{ID_LEN, Lifetime, SECTOR, feature, status},
+        queue::{Chain, Triple},
+        spec::blk::{ID_LEN, Lifetime, feature, status},
     },
 };
 
@@ -37,11 +37,9 @@ const REAP_BATCH: usize = 256;
 struct Slot {
     /// Guest address of the status byte.
     status: u64,
-    /// Bytes to report as written if it succeeds, the status among them.
+    /// Bytes to report as written if it succeeds, the status among them; none for one that cannot, as memory was torn
+    /// while it was in flight.
     written: u32,
-    /// Torn windows when it started, see [`View::torn`].
-    torn: usize,
-    busy: bool,
 }
 
 /// A queue's way to the bdev.
@@ -68,6 +66,10 @@ pub struct BlkHandler {
     knows_cache: bool,
     has_cache: bool,
     slots: Box<[Slot]>,
+    /// Torn windows when it was looked last, see [`View::torn`].
+    torn: usize,
+    /// Guest address of the header that was read last.
+    header: u64,
     iov: Vec<IoVec>,
     ended: Box<[Completion; REAP_BATCH]>,
     id: [u8; ID_LEN],
@@ -105,13 +107,12 @@ impl BlkHandler {
             knows_cache: features & feature::FLUSH != 0,
             has_cache: info.write_cache,
             slots: vec![Slot::default(); usize::from(depth)].into_boxed_slice(),
+            torn: 0,
+            header: 0,
             iov: Vec::with_capacity(MAX_SEGMENTS as usize),
             ended: Box::new([Completion::EMPTY; REAP_BATCH]),
             id,
-            terms: Terms {
-                block_shift: (u64::from(info.block_size) / SECTOR).max(1).ilog2(),
-                erases: features & feature::SECURE_ERASE != 0,
-            },
+            terms: Terms::new(info.block_size, features & feature::SECURE_ERASE != 0),
             read_only: features & feature::RO != 0,
         }
     }
@@ -202,9 +203,13 @@ impl BlkHandler {
         if let Err(error) = self.translate(op, &frame, view) {
             return bad(error);
         }
+        if self.read_only && op.kind().modifies() {
+            return self.refused(view, frame.status, Rejected::Failed(Status::ReadOnly));
+        }
         // What a read fills is as long as what it asks for.
-        let filled = if op == Op::Read { blocks << (self.terms.block_shift + SECTOR.ilog2()) } else { 0 };
+        let filled = if op == Op::Read { self.terms.bytes(blocks) } else { 0 };
         let filled = u32::try_from(filled).unwrap_or(u32::MAX - 1);
+        let op = self.durable(op);
         let iov = std::mem::take(&mut self.iov);
         let token = Token(u32::from(chain.id()));
         let request = Request { op, lba, blocks, iov: &iov, token };
@@ -217,56 +222,88 @@ impl BlkHandler {
     #[inline(always)]
     fn hand_on(
         &mut self,
-        mut request: Request<'_>,
+        request: Request<'_>,
         status_at: u64,
         filled: u32,
         view: &View,
         laps: &mut impl Laps,
     ) -> Verdict {
-        if self.read_only && request.op.kind().modifies() {
-            return Self::refused(view, status_at, Rejected::Failed(Status::ReadOnly));
-        }
-        request.op = self.durable(request.op);
         let Some(Backend { channel, .. }) = &mut self.backend else {
-            return Self::refused(view, status_at, Rejected::Failed(Status::Removed));
+            return self.refused(view, status_at, Rejected::Failed(Status::Removed));
         };
-        // Before the channel may touch the memory.
-        let torn = view.torn();
         laps.lap(Stage::Translate);
+        let id = request.token.0 as usize;
         match channel.submit(&request) {
             Ok(()) => {
-                let slot = Slot { status: status_at, written: filled + 1, torn, busy: true };
-                self.slots[request.token.0 as usize] = slot;
+                self.slots[id] = Slot { status: status_at, written: filled + 1 };
                 Verdict::InFlight
             }
-            Err(rejected) => Self::refused(view, status_at, rejected),
+            Err(_) if self.is_in_flight(id as u16) => Verdict::Reused,
+            Err(rejected) => self.refused(view, status_at, rejected),
         }
     }
 
     #[cold]
-    fn refused(view: &View, status_at: u64, rejected: Rejected) -> Verdict {
+    fn refused(&self, view: &View, status_at: u64, rejected: Rejected) -> Verdict {
         match rejected {
             Rejected::Full => Verdict::Full,
             Rejected::Failed(status) => Self::end(view, status_at, status_byte(status), 0),
         }
     }
+
+    /// What was in flight while memory was torn has failed, whatever its channel says. All of it: which of them touched
+    /// that memory is not known.
+    #[inline(always)]
+    fn look_for_torn(&mut self, view: &View) {
+        let torn = view.torn();
+        if torn != self.torn {
+            self.torn = torn;
+            self.fail_all();
+        }
+    }
+
+    #[cold]
+    fn fail_all(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.written = 0);
+    }
 }
 
 impl Handler for BlkHandler {
-    fn set_now(&mut self, now: u64) {
+    #[inline]
+    fn begin(&mut self, now: u64, view: &View) {
+        self.look_for_torn(view);
         if let Some(Backend { channel, .. }) = &mut self.backend {
             channel.set_now(now);
         }
     }
 
-    #[inline(always)]
     fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
-        let Some(plain) = Plain::of(chain, view, self.terms) else {
-            return self.submit_any(chain, view, laps);
-        };
-        let Plain { op, lba, blocks, data, filled, status } = plain;
-        let token = Token(u32::from(chain.id()));
-        self.hand_on(Request { op, lba, blocks, iov: &[data], token }, status, filled, view, laps)
+        self.submit_any(chain, view, laps)
+    }
+
+    #[inline(always)]
+    fn submit_triple(&mut self, triple: &Triple, view: &View, laps: &mut impl Laps) -> Option<Verdict> {
+        self.header = triple.buffers[0].addr;
+        let token = Token(u32::from(triple.head.id));
+        // Each with code of its own, most of whose questions are answered by which it is.
+        if triple.is_read {
+            let Plain { lba, blocks, data, status } = Plain::of(triple, true, view, self.terms)?;
+            let request = Request { op: Op::Read, lba, blocks, iov: &[data], token };
+            return Some(self.hand_on(request, status, triple.buffers[1].len, view, laps));
+        }
+        if self.read_only {
+            return None;
+        }
+        let Plain { lba, blocks, data, status } = Plain::of(triple, false, view, self.terms)?;
+        let request = Request { op: self.durable(Op::WRITE), lba, blocks, iov: &[data], token };
+        Some(self.hand_on(request, status, 0, view, laps))
+    }
+
+    #[inline]
+    fn prefetch(&self, view: &View) {
+        // Alone in flight, a request's header is where the last one's was, as drivers reuse what was freed last. It comes over
+        // from the driver's core while the descriptors do, which say where it is.
+        view.prefetch(self.header);
     }
 
     fn kick(&mut self) {
@@ -277,21 +314,25 @@ impl Handler for BlkHandler {
 
     #[inline]
     fn reap(&mut self, view: &View, laps: &mut impl Laps, mut done: impl FnMut(u16, u32)) {
-        let Some(Backend { channel, .. }) = &mut self.backend else { return };
         loop {
+            let Some(Backend { channel, .. }) = &mut self.backend else { return };
             let n = channel.reap(&mut *self.ended);
             laps.lap(Stage::Backend);
             // After the channel has touched the memory of all of them.
-            let torn = view.torn();
+            self.look_for_torn(view);
             for completion in &self.ended[..n] {
                 let id = completion.token.0 as usize;
-                let slot = &mut self.slots[id];
-                slot.busy = false;
-                let status = if torn == slot.torn { completion.status } else { Status::IoError };
-                let written = if status == Status::Ok { slot.written } else { 0 };
+                let slot = self.slots[id];
                 // The queue keeps its view while requests are in flight, so the status address still stands.
-                let _ = view.put(slot.status, status_byte(status));
-                done(id as u16, written);
+                if completion.status == Status::Ok && slot.written > 0 {
+                    let _ = view.put(slot.status, status::OK);
+                    done(id as u16, slot.written);
+                } else {
+                    let is_torn = completion.status == Status::Ok;
+                    let status = if is_torn { Status::IoError } else { completion.status };
+                    let _ = view.put(slot.status, status_byte(status));
+                    done(id as u16, 0);
+                }
             }
             laps.lap(Stage::Complete);
             if n < REAP_BATCH {
@@ -310,9 +351,9 @@ impl Handler for BlkHandler {
         }
     }
 
+    #[cold]
     fn is_in_flight(&self, id: u16) -> bool {
-        // An id outside the table never gets here: the ring has checked it against its size, which is at most ours.
-        self.slots.get(usize::from(id)).is_none_or(|slot| slot.busy)
+        self.backend.as_ref().is_some_and(|backend| backend.channel.is_in_flight(Token(id.into())))
     }
 
     fn arm(&mut self) -> bool {

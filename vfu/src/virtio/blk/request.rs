@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 use crate::{
     dma::{Fault, View},
     virtio::{
-        queue::{Chain, Segment},
+        queue::{Chain, Segment, Triple},
         spec::blk::{Header, Range, SECTOR, kind},
     },
 };
@@ -26,43 +26,74 @@ pub(super) enum Ask {
 /// A transfer as every driver asks for it: header, data and status in a buffer each, in memory of the window used last.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plain {
-    pub(super) op: Op,
     pub(super) lba: u64,
     pub(super) blocks: u64,
     pub(super) data: IoVec,
-    /// Bytes of it that the device writes.
-    pub(super) filled: u32,
     /// Where the status goes.
     pub(super) status: u64,
 }
 
 impl Plain {
-    /// None for every other request, and for one that is wrong: [`Frame`] has the answers.
+    /// Of a read, or of a write. None for every other request, and for one that is wrong: [`Frame`] has the answers.
     #[inline(always)]
-    pub(super) fn of(chain: &Chain, view: &View, terms: Terms) -> Option<Self> {
-        let [header, data, status] = chain.segments() else { return None };
+    pub(super) fn of(triple: &Triple, is_read: bool, view: &View, terms: Terms) -> Option<Self> {
+        let [header, data, status] = triple.buffers;
         if header.len as usize != size_of::<Header>() || status.len != 1 {
             return None;
         }
         let Header { kind, sector, .. } = view.get(header.addr).ok()?;
-        let (op, filled) = match (kind, chain.num_readable()) {
-            (kind::IN, 1) => (Op::Read, data.len),
-            (kind::OUT, 2) => (Op::WRITE, 0),
-            _ => return None,
-        };
-        let (lba, blocks) = whole_blocks(sector, data.len.into(), terms.block_shift)?;
-        let data = view.near_iovec(data.addr, data.len, op == Op::Read)?;
-        Some(Self { op, lba, blocks, data, filled, status: status.addr })
+        if kind != if is_read { kind::IN } else { kind::OUT } {
+            return None;
+        }
+        let (lba, blocks) = terms.whole_blocks(sector, data.len.into())?;
+        let data = view.near_iovec(data.addr, data.len, is_read)?;
+        Some(Self { lba, blocks, data, status: status.addr })
     }
 }
 
 /// What of a disk decides about its requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
-    /// Sectors per block, as a power of two.
-    pub(super) block_shift: u32,
+    /// Sectors per block, and bytes, as powers of two.
+    block_shift: u32,
+    bytes_shift: u32,
+    /// What is no multiple of a block's bytes has one of these bits.
+    inside: u64,
     /// SECURE_ERASE was agreed to.
-    pub(super) erases: bool,
+    erases: bool,
+}
+
+impl Terms {
+    pub(super) fn new(block_size: u32, erases: bool) -> Self {
+        let block_shift = (u64::from(block_size) / SECTOR).max(1).ilog2();
+        let bytes_shift = block_shift + SECTOR.ilog2();
+        Self { block_shift, bytes_shift, inside: (1 << bytes_shift) - 1, erases }
+    }
+
+    /// Bytes of so many blocks.
+    pub(super) fn bytes(self, blocks: u64) -> u64 {
+        blocks << self.bytes_shift
+    }
+
+    /// A transfer of `len` bytes in blocks, if it is of some, and of whole ones.
+    #[inline(always)]
+    fn whole_blocks(self, sector: u64, len: u64) -> Option<(u64, u64)> {
+        // Sectors beyond all bytes lose bits here that say nothing about blocks.
+        let is_whole = (len | sector << SECTOR.ilog2()) & self.inside == 0;
+        (len != 0 && is_whole).then_some((sector >> self.block_shift, len >> self.bytes_shift))
+    }
+
+    fn transfer(self, op: Op, sector: u64, len: u64) -> Result<Ask, Bad> {
+        let (lba, blocks) = self.whole_blocks(sector, len).ok_or(Bad::Malformed)?;
+        Ok(Ask::Io { op, lba, blocks })
+    }
+
+    /// A range of sectors in blocks, if it is of whole ones.
+    fn blocks(self, sector: u64, sectors: u64) -> Option<(u64, u64)> {
+        let shift = self.block_shift;
+        let inside = (1 << shift) - 1;
+        ((sector | sectors) & inside == 0).then_some((sector >> shift, sectors >> shift))
+    }
 }
 
 /// Why a request is answered with an error status.
@@ -178,22 +209,21 @@ impl<'a> Frame<'a> {
 
     /// What is asked, in blocks of the disk.
     pub(super) fn decode(&self, view: &View, terms: Terms) -> Result<Ask, Bad> {
-        let block_shift = terms.block_shift;
         let header = self.header.ok_or(Bad::Malformed)?;
         match header.kind {
-            kind::IN => transfer(Op::Read, header.sector, self.into.len(), block_shift),
-            kind::OUT => transfer(Op::WRITE, header.sector, self.out.len(), block_shift),
+            kind::IN => terms.transfer(Op::Read, header.sector, self.into.len()),
+            kind::OUT => terms.transfer(Op::WRITE, header.sector, self.out.len()),
             kind::FLUSH => Ok(Ask::Io { op: Op::Flush, lba: 0, blocks: 0 }),
             kind::GET_ID => Ok(Ask::GetId),
             kind::GET_LIFETIME => Ok(Ask::GetLifetime),
-            kind::DISCARD | kind::WRITE_ZEROES => self.range(header.kind, view, block_shift),
-            kind::SECURE_ERASE if terms.erases => self.range(header.kind, view, block_shift),
+            kind::DISCARD | kind::WRITE_ZEROES => self.range(header.kind, view, terms),
+            kind::SECURE_ERASE if terms.erases => self.range(header.kind, view, terms),
             _ => Err(Bad::Unsupported),
         }
     }
 
     /// DISCARD, WRITE_ZEROES and SECURE_ERASE: one range, as `max_discard_seg` says.
-    fn range(&self, kind: u32, view: &View, block_shift: u32) -> Result<Ask, Bad> {
+    fn range(&self, kind: u32, view: &View, terms: Terms) -> Result<Ask, Bad> {
         let mut bytes = [0; size_of::<Range>()];
         if self.out.len() != bytes.len() as u64 {
             return Err(Bad::Malformed);
@@ -215,8 +245,7 @@ impl<'a> Frame<'a> {
             kind::SECURE_ERASE => Op::WriteZeroes { unmap: false, fua: true },
             _ => Op::WriteZeroes { unmap, fua: false },
         };
-        let (lba, blocks) =
-            blocks(range.sector, range.num_sectors.into(), block_shift).ok_or(Bad::Malformed)?;
+        let (lba, blocks) = terms.blocks(range.sector, range.num_sectors.into()).ok_or(Bad::Malformed)?;
         Ok(Ask::Io { op, lba, blocks })
     }
 }
@@ -229,24 +258,4 @@ fn gather(segments: &[Segment], view: &View, bytes: &mut [u8]) -> Result<(), Fau
         at += n;
     }
     Ok(())
-}
-
-fn transfer(op: Op, sector: u64, len: u64, block_shift: u32) -> Result<Ask, Bad> {
-    let (lba, blocks) = whole_blocks(sector, len, block_shift).ok_or(Bad::Malformed)?;
-    Ok(Ask::Io { op, lba, blocks })
-}
-
-/// A transfer of `len` bytes in blocks, if it is of some, and of whole ones.
-#[inline(always)]
-fn whole_blocks(sector: u64, len: u64, block_shift: u32) -> Option<(u64, u64)> {
-    if len == 0 || !len.is_multiple_of(SECTOR) {
-        return None;
-    }
-    blocks(sector, len / SECTOR, block_shift)
-}
-
-#[inline(always)]
-fn blocks(sector: u64, sectors: u64, block_shift: u32) -> Option<(u64, u64)> {
-    let inside = (1 << block_shift) - 1;
-    ((sector | sectors) & inside == 0).then_some((sector >> block_shift, sectors >> block_shift))
 }

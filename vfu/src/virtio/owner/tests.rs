@@ -26,7 +26,7 @@ struct Disturbed {
 }
 
 impl Handler for Disturbed {
-    fn set_now(&mut self, _now: u64) {}
+    fn begin(&mut self, _now: u64, _view: &View) {}
 
     fn submit(&mut self, _chain: &Chain, _view: &View, _laps: &mut impl Laps) -> Verdict {
         Verdict::Done(0)

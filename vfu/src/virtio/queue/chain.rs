@@ -11,11 +11,31 @@ pub struct Segment {
     pub len: u32,
 }
 
+/// What a chain is to its ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// By what name it is given back.
+    pub id: u16,
+    /// Ring entries it takes.
+    pub entries: u16,
+}
+
+/// A chain of three buffers as nearly every transfer is: the device reads the first, writes the last, and does one or the
+/// other with the second. Copied out of guest memory as a [`Chain`] is, and it needs none.
+#[derive(Clone, Copy, Debug)]
+pub struct Triple {
+    /// What it is to its ring.
+    pub head: Head,
+    /// Its buffers.
+    pub buffers: [Segment; 3],
+    /// Whether the device writes the second.
+    pub is_read: bool,
+}
+
 /// A chain: readable buffers, then writable ones. Reused from request to request; it never grows on the I/O path.
 #[derive(Debug)]
 pub struct Chain {
-    id: u16,
-    entries: u16,
+    head: Head,
     counts: Counts,
     segments: Box<[Segment]>,
 }
@@ -36,7 +56,7 @@ impl Chain {
     pub fn with_room(buffers: usize) -> Self {
         let room = buffers.min(Self::MAX_SEGMENTS);
         let segments = vec![Segment { addr: 0, len: 0 }; room].into_boxed_slice();
-        Self { id: 0, entries: 0, counts: Counts::default(), segments }
+        Self { head: Head::default(), counts: Counts::default(), segments }
     }
 
     /// Starts over: empty until [`Filling::end`]. A chain has at most as many buffers as its table has entries.
@@ -54,9 +74,15 @@ impl Chain {
 
     /// Names the chain.
     #[inline(always)]
-    pub(in crate::virtio) fn name(&mut self, id: u16, entries: u16) {
-        self.id = id;
-        self.entries = entries;
+    pub(in crate::virtio) fn name(&mut self, head: Head) {
+        self.head = head;
+    }
+
+    /// What it is to its ring.
+    #[inline]
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.head
     }
 
     /// How many buffers it may have.
@@ -68,14 +94,7 @@ impl Chain {
     #[inline]
     #[must_use]
     pub fn id(&self) -> u16 {
-        self.id
-    }
-
-    /// Ring entries it takes.
-    #[inline]
-    #[must_use]
-    pub fn entries(&self) -> u16 {
-        self.entries
+        self.head.id
     }
 
     /// Buffers.
@@ -84,18 +103,6 @@ impl Chain {
     #[expect(clippy::len_without_is_empty, reason = "nobody asks; a chain of a ring has one at least")]
     pub fn len(&self) -> usize {
         self.counts.all
-    }
-
-    /// All of them.
-    #[inline(always)]
-    pub(in crate::virtio) fn segments(&self) -> &[Segment] {
-        &self.segments[..self.counts.all]
-    }
-
-    /// How many of them the device reads.
-    #[inline(always)]
-    pub(in crate::virtio) fn num_readable(&self) -> usize {
-        self.counts.readable
     }
 
     /// What the device reads.

@@ -6,7 +6,7 @@ mod in_order;
 mod packed;
 mod split;
 
-pub use chain::{Chain, Segment};
+pub use chain::{Chain, Head, Segment, Triple};
 pub(super) use packed::Cursor;
 pub use packed::PackedRing;
 pub use split::SplitRing;
@@ -151,7 +151,7 @@ pub enum RingError {
 
 /// A ring, as the device's side sees it.
 ///
-/// Order of a pass: [`Self::pending`], for each chain [`Self::pop`] and then [`Self::advance`] once it is accepted and
+/// Order of a pass: [`Self::pending`], for each chain [`Self::peek_triple`] or [`Self::pop`] and then [`Self::advance`] once it is accepted and
 /// [`Self::has_next`], for each finished one [`Self::push_used`], and [`Self::publish`] at the end. What is given back was advanced over
 /// before.
 pub trait Ring: Sized {
@@ -182,8 +182,12 @@ pub trait Ring: Sized {
     /// See [`RingError`].
     fn pop(&mut self, view: &View, chain: &mut Chain) -> Result<(), RingError>;
 
-    /// Takes the chain that [`Self::pop`] copied off the ring.
-    fn advance(&mut self, chain: &Chain);
+    /// The next chain if it is a [`Triple`], as [`Self::pop`] would copy it. None for any other, and for one that breaks a rule:
+    /// those are for [`Self::pop`] to tell apart, which reads them anew.
+    fn peek_triple(&self, view: &View) -> Option<Triple>;
+
+    /// Takes the chain that was copied off the ring.
+    fn advance(&mut self, head: Head);
 
     /// Gives a chain back, `len` bytes of it written. Not visible before [`Self::publish`].
     fn push_used(&mut self, id: u16, len: u32);

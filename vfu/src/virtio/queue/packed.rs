@@ -6,10 +6,11 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::{
-    ActivateError, Chain, Position, QueueConfig, Ring, RingError, RingLayout, Segment, in_order::InOrder,
+    ActivateError, Chain, Head, Position, QueueConfig, Ring, RingError, RingLayout, Segment, Triple,
+    in_order::InOrder,
 };
 use crate::{
-    dma::{Slice, Span, Table, View},
+    dma::{Entries, Slice, Span, View},
     virtio::spec::{EventSuppression, MAX_QUEUE_SIZE, PackedDesc, desc, event_flags, feature},
 };
 
@@ -88,6 +89,7 @@ impl Cursor {
 #[derive(Debug)]
 pub struct PackedRing {
     desc: Span,
+    table: Entries<PackedDesc>,
     driver: Span,
     device: Span,
     size: u16,
@@ -103,7 +105,7 @@ pub struct PackedRing {
     entries: Box<[u16]>,
     event_idx: bool,
     indirect: bool,
-    order: Option<InOrder>,
+    order: Option<Box<InOrder>>,
 }
 
 impl PackedRing {
@@ -112,6 +114,30 @@ impl PackedRing {
         // The driver stores these with release, after the rest of the descriptor; those of a chain's head come last.
         let flags = self.desc.slice().load_u16(usize::from(cursor.at) * DESC_LEN + FLAGS, Ordering::Acquire);
         cursor.is_available(flags)
+    }
+
+    /// The entry behind one.
+    #[inline(always)]
+    fn after(&self, at: u16) -> u16 {
+        if at + 1 == self.size { 0 } else { at + 1 }
+    }
+
+    /// Whether no chain of this name, which is below the size, is in flight.
+    #[inline(always)]
+    fn is_free(&self, id: u16) -> bool {
+        self.entries[usize::from(id)] == 0 && !self.order.as_ref().is_some_and(|order| order.holds(id))
+    }
+
+    /// A chain of three buffers, and whether the device writes the second. None if it is something else.
+    #[inline(always)]
+    fn triple(first: PackedDesc, second: PackedDesc, third: PackedDesc) -> Option<([Segment; 3], bool)> {
+        let writes = |entry: PackedDesc| entry.flags & desc::WRITE != 0;
+        if (first.flags | second.flags | third.flags) & desc::INDIRECT != 0 || writes(first) || !writes(third)
+        {
+            return None;
+        }
+        let segment = |entry: PackedDesc| Segment { addr: entry.addr, len: entry.len };
+        Some(([segment(first), segment(second), segment(third)], writes(second)))
     }
 
     /// Walks an indirect table: all of it, one after the other (virtio 1.2, 2.8.7).
@@ -142,17 +168,16 @@ impl PackedRing {
 
     /// Walks the next chain; its id, and the entries it takes.
     #[inline(always)]
-    fn walk(&self, view: &View, chain: &mut Chain) -> Result<(u16, u16), RingError> {
-        let table: Table<'_, PackedDesc> = self.desc.slice().table();
+    fn walk(&self, view: &View, chain: &mut Chain) -> Result<Head, RingError> {
         let mut at = self.avail.at;
         // Never outside: a cursor is below the size.
-        let mut entry = table.get(at).ok_or(RingError::Index(at))?;
+        let mut entry = self.table.get(at).ok_or(RingError::Index(at))?;
         if entry.flags & desc::INDIRECT != 0 {
             if !self.indirect {
                 return Err(RingError::Indirect);
             }
             Self::walk_indirect(view, entry, chain)?;
-            return Ok((entry.id, 1));
+            return Ok(Head { id: entry.id, entries: 1 });
         }
         let (mut filling, mut entries) = (chain.refill(self.size), 1);
         loop {
@@ -160,10 +185,10 @@ impl PackedRing {
             if entry.flags & desc::NEXT == 0 {
                 filling.end();
                 // The last one has the id (virtio 1.2, 2.8.6).
-                return Ok((entry.id, entries));
+                return Ok(Head { id: entry.id, entries });
             }
-            at = if at + 1 == self.size { 0 } else { at + 1 };
-            entry = table.get(at).ok_or(RingError::Index(at))?;
+            at = self.after(at);
+            entry = self.table.get(at).ok_or(RingError::Index(at))?;
             if entry.flags & desc::INDIRECT != 0 {
                 return Err(RingError::Indirect);
             }
@@ -221,6 +246,7 @@ impl Ring for PackedRing {
         let QueueConfig { size, desc, driver, device, .. } = layout.config;
         Ok(Self {
             desc: view.span(desc, DESC_LEN * usize::from(size), true)?,
+            table: view.entries(desc, size, true)?,
             driver: view.span(driver, EVENT_LEN, false)?,
             device: view.span(device, EVENT_LEN, true)?,
             size,
@@ -231,7 +257,7 @@ impl Ring for PackedRing {
             entries: vec![0; usize::from(size)].into_boxed_slice(),
             event_idx: layout.has(feature::EVENT_IDX),
             indirect: layout.has(feature::INDIRECT_DESC),
-            order: layout.has(feature::IN_ORDER).then(|| InOrder::new(size)),
+            order: layout.has(feature::IN_ORDER).then(|| Box::new(InOrder::new(size))),
         })
     }
 
@@ -251,21 +277,43 @@ impl Ring for PackedRing {
 
     #[inline(always)]
     fn pop(&mut self, view: &View, chain: &mut Chain) -> Result<(), RingError> {
-        let (id, entries) = self.walk(view, chain)?;
+        let head = self.walk(view, chain)?;
         // Any id would do by the specification, but every driver counts them from zero, and tables are made for that.
-        if id >= self.size {
-            return Err(RingError::Index(id));
+        if head.id >= self.size {
+            return Err(RingError::Index(head.id));
         }
-        if self.entries[usize::from(id)] != 0 || self.order.as_ref().is_some_and(|order| order.holds(id)) {
-            return Err(RingError::Reused(id));
+        if !self.is_free(head.id) {
+            return Err(RingError::Reused(head.id));
         }
-        chain.name(id, entries);
+        chain.name(head);
         Ok(())
     }
 
+    #[inline(always)]
+    fn peek_triple(&self, view: &View) -> Option<Triple> {
+        let first = self.table.get(self.avail.at)?;
+        let (buffers, is_read, head) = if first.flags & desc::INDIRECT == 0 {
+            // What a guest changes meanwhile must not make it longer than its ring.
+            let second_at = (self.size >= 3).then(|| self.after(self.avail.at))?;
+            let (second, third) = (self.table.get(second_at)?, self.table.get(self.after(second_at))?);
+            if first.flags & second.flags & desc::NEXT == 0 || third.flags & desc::NEXT != 0 {
+                return None;
+            }
+            // The last one has the id (virtio 1.2, 2.8.6).
+            let (buffers, is_read) = Self::triple(first, second, third)?;
+            (buffers, is_read, Head { id: third.id, entries: 3 })
+        } else {
+            let is_table =
+                self.indirect && first.flags & desc::NEXT == 0 && first.len as usize == 3 * DESC_LEN;
+            let table = view.slice(first.addr, 3 * DESC_LEN).ok().flatten().filter(|_| is_table)?.table();
+            let (buffers, is_read) = Self::triple(table.get(0)?, table.get(1)?, table.get(2)?)?;
+            (buffers, is_read, Head { id: first.id, entries: 1 })
+        };
+        (head.id < self.size && self.is_free(head.id)).then_some(Triple { head, buffers, is_read })
+    }
+
     #[inline]
-    fn advance(&mut self, chain: &Chain) {
-        let (id, entries) = (chain.id(), chain.entries());
+    fn advance(&mut self, Head { id, entries }: Head) {
         self.avail = self.avail.after(entries, self.size);
         self.entries[usize::from(id)] = entries;
         if let Some(order) = &mut self.order {

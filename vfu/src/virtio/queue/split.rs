@@ -3,10 +3,11 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::{
-    ActivateError, Chain, Position, QueueConfig, Ring, RingError, RingLayout, Segment, in_order::InOrder,
+    ActivateError, Chain, Head, Position, QueueConfig, Ring, RingError, RingLayout, Segment, Triple,
+    in_order::InOrder,
 };
 use crate::{
-    dma::{Span, Table, View},
+    dma::{Entries, Span, Table, View},
     virtio::spec::{AVAIL_NO_INTERRUPT, Desc, MAX_QUEUE_SIZE, USED_NO_NOTIFY, UsedElem, desc, feature},
 };
 
@@ -16,13 +17,16 @@ const IDX: usize = 2;
 const RING: usize = 4;
 const DESC_LEN: usize = size_of::<Desc>();
 const USED_LEN: usize = size_of::<UsedElem>();
+const ALL_FLAGS: u16 = desc::NEXT | desc::WRITE | desc::INDIRECT;
 
 /// A split ring.
 #[derive(Debug)]
 pub struct SplitRing {
-    desc: Span,
+    desc: Entries<Desc>,
     avail: Span,
+    avail_ring: Entries<u16>,
     used: Span,
+    used_ring: Entries<UsedElem>,
     size: u16,
     /// Next entry to take.
     next_avail: u16,
@@ -34,7 +38,7 @@ pub struct SplitRing {
     event_idx: bool,
     indirect: bool,
     /// With IN_ORDER: what was taken and is not given back.
-    order: Option<InOrder>,
+    order: Option<Box<InOrder>>,
 }
 
 impl SplitRing {
@@ -48,16 +52,10 @@ impl SplitRing {
         RING + USED_LEN * usize::from(self.size)
     }
 
-    #[inline]
-    fn slot(&self, index: u16) -> usize {
-        usize::from(index & (self.size - 1))
-    }
-
     /// Writes the next used element.
     #[inline]
     fn put(&mut self, id: u16, len: u32) {
-        let at = RING + USED_LEN * self.slot(self.next_used);
-        self.used.slice().write(at, UsedElem { id: u32::from(id), len });
+        self.used_ring.set_round(self.next_used, UsedElem { id: u32::from(id), len });
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -70,6 +68,28 @@ impl SplitRing {
             self.put(id, len);
         }
         self.order = Some(order);
+    }
+
+    /// The head of the next chain, as the driver wrote it.
+    #[inline(always)]
+    fn next_head(&self) -> u16 {
+        self.avail_ring.get_round(self.next_avail)
+    }
+
+    /// A chain of three buffers, by its table and a first that the device reads; and whether it writes the second. None if it is
+    /// something else.
+    #[inline(always)]
+    fn triple(first: Desc, get: impl Fn(u16) -> Option<Desc>) -> Option<([Segment; 3], bool)> {
+        let second = get(first.next)?;
+        if second.flags & (desc::NEXT | desc::INDIRECT) != desc::NEXT {
+            return None;
+        }
+        let third = get(second.next)?;
+        if third.flags & ALL_FLAGS != desc::WRITE {
+            return None;
+        }
+        let segment = |desc: Desc| Segment { addr: desc.addr, len: desc.len };
+        Some(([segment(first), segment(second), segment(third)], second.flags & desc::WRITE != 0))
     }
 
     /// Walks a chain through a table in one piece.
@@ -138,9 +158,11 @@ impl Ring for SplitRing {
         let QueueConfig { size, desc, driver, device, .. } = layout.config;
         let entries = usize::from(size);
         Ok(Self {
-            desc: view.span(desc, DESC_LEN * entries, false)?,
+            desc: view.entries(desc, size, false)?,
             avail: view.span(driver, RING + 2 * entries + 2, false)?,
+            avail_ring: view.entries(driver + RING as u64, size, false)?,
             used: view.span(device, RING + USED_LEN * entries + 2, true)?,
+            used_ring: view.entries(device + RING as u64, size, true)?,
             size,
             next_avail: position.avail,
             seen_avail: position.avail,
@@ -148,7 +170,7 @@ impl Ring for SplitRing {
             published_used: position.used,
             event_idx: layout.has(feature::EVENT_IDX),
             indirect: layout.has(feature::INDIRECT_DESC),
-            order: layout.has(feature::IN_ORDER).then(|| InOrder::new(size)),
+            order: layout.has(feature::IN_ORDER).then(|| Box::new(InOrder::new(size))),
         })
     }
 
@@ -171,11 +193,10 @@ impl Ring for SplitRing {
 
     #[inline(always)]
     fn pop(&mut self, view: &View, chain: &mut Chain) -> Result<(), RingError> {
-        let head: u16 = self.avail.slice().read(RING + 2 * self.slot(self.next_avail));
-        let table: Table<'_, Desc> = self.desc.slice().table();
-        let first = table.get(head).ok_or(RingError::Index(head))?;
+        let head = self.next_head();
+        let first = self.desc.get(head).ok_or(RingError::Index(head))?;
         if first.flags & desc::INDIRECT == 0 {
-            Self::walk(table, self.size, first, chain)?;
+            Self::walk(self.desc.table(), self.size, first, chain)?;
         } else if self.indirect {
             Self::walk_indirect(view, first, chain)?;
         } else {
@@ -184,15 +205,34 @@ impl Ring for SplitRing {
         if self.order.as_ref().is_some_and(|order| order.holds(head)) {
             return Err(RingError::Reused(head));
         }
-        chain.name(head, 1);
+        chain.name(Head { id: head, entries: 1 });
         Ok(())
     }
 
+    #[inline(always)]
+    fn peek_triple(&self, view: &View) -> Option<Triple> {
+        let id = self.next_head();
+        let first = self.desc.get(id)?;
+        let (buffers, is_read) = match first.flags & ALL_FLAGS {
+            desc::NEXT => Self::triple(first, |at| self.desc.get(at))?,
+            desc::INDIRECT if self.indirect && first.len as usize == 3 * DESC_LEN => {
+                let table = view.slice(first.addr, 3 * DESC_LEN).ok().flatten()?.table();
+                let first: Desc = table.get(0)?;
+                Self::triple(first, |at| table.get(at)).filter(|_| first.flags & ALL_FLAGS == desc::NEXT)?
+            }
+            _ => return None,
+        };
+        if self.order.as_ref().is_some_and(|order| order.holds(id)) {
+            return None;
+        }
+        Some(Triple { head: Head { id, entries: 1 }, buffers, is_read })
+    }
+
     #[inline]
-    fn advance(&mut self, chain: &Chain) {
+    fn advance(&mut self, head: Head) {
         self.next_avail = self.next_avail.wrapping_add(1);
         if let Some(order) = &mut self.order {
-            order.take(chain.id());
+            order.take(head.id);
         }
     }
 

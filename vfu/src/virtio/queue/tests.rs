@@ -204,7 +204,7 @@ impl<R: Ring, D: DriverRing> Pair<R, D> {
             assert_eq!(!waits, self.available.is_empty());
             let Some((slot, buffers)) = self.available.pop_front() else { return };
             self.device.pop(&self.view, &mut chain).unwrap();
-            self.device.advance(&chain);
+            self.device.advance(chain.head());
             waits = self.device.has_next();
             let segments = |writes| {
                 let segment = |it: &Buffer| Segment { addr: it.addr, len: it.len };
@@ -355,7 +355,7 @@ fn drain<R: Ring>(ring: &mut R, view: &View) {
         if ring.pop(view, &mut chain).is_err() || taken.contains(&chain.id()) {
             break;
         }
-        ring.advance(&chain);
+        ring.advance(chain.head());
         taken.push(chain.id());
         waits = ring.has_next();
     }

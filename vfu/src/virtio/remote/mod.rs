@@ -22,7 +22,7 @@ use reactor::Waker;
 use split::Split;
 
 use super::{
-    queue::{Chain, Format, Position, RingError, RingLayout, Segment},
+    queue::{Chain, Format, Head, Position, RingError, RingLayout, Segment},
     spec::MAX_QUEUE_SIZE,
 };
 use crate::{
@@ -329,7 +329,7 @@ impl<S: Shape> RemoteRing<S> {
         let offered = self.shape.next(&self.reach).await?;
         let (chain, writable) = self.fetch(&offered).await?;
         let mut given = Chain::with_room(0);
-        given.name(chain.id(), chain.entries());
+        given.name(chain.head());
         {
             let mut desk = self.reach.desk.borrow_mut();
             desk.targets.clear();
@@ -386,7 +386,7 @@ impl<S: Shape> RemoteRing<S> {
             at += u64::from(segment.len);
         }
         filling.end();
-        chain.name(offered.id, offered.entries);
+        chain.name(Head { id: offered.id, entries: offered.entries });
         Ok((chain, writable))
     }
 }

@@ -99,9 +99,9 @@ impl Shape for Packed {
         result[4..].copy_from_slice(&chain.id().to_le_bytes());
         reach.start_write(at + RESULT, &result, tickets);
         self.mark = (at + FLAGS, self.used.used_flags(written));
-        self.used = self.used.after(chain.entries(), self.config.size);
-        self.avail = self.avail.after(chain.entries(), self.config.size);
-        self.published += chain.entries();
+        self.used = self.used.after(chain.head().entries, self.config.size);
+        self.avail = self.avail.after(chain.head().entries, self.config.size);
+        self.published += chain.head().entries;
     }
 
     async fn publish(&mut self, reach: &Reach) -> Result<(), Failure> {

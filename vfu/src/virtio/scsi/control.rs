@@ -152,7 +152,7 @@ fn send_event(shared: &Shared, chain: &Chain, view: &View) -> Verdict {
 }
 
 impl Handler for ScsiHandler {
-    fn set_now(&mut self, now: u64) {
+    fn begin(&mut self, now: u64, _view: &View) {
         if let Role::Commands(commands) = &mut self.0 {
             commands.set_now(now);
         }

@@ -54,7 +54,7 @@ impl Pair {
             return Ok(None);
         }
         self.device.pop(&self.view, &mut self.chain)?;
-        self.device.advance(&self.chain);
+        self.device.advance(self.chain.head());
         let readable =
             self.chain.readable().iter().map(|segment| Buffer::readable(segment.addr, segment.len));
         let writable =
