@@ -431,12 +431,29 @@ fn queue_is_deleted_and_made_again_while_another_works_in_private_memory() {
     assert_eq!(rig.server.faults(), 0);
 }
 
+/// Bit 8 of OACS (Base, figure 275).
+fn offers_shadow_doorbells(nvme: &mut Nvme) -> bool {
+    nvme.identify(1, 0).unwrap()[257] & 1 != 0
+}
+
+/// SPDK's driver uses its buffers although they were refused, and rings no register: they must not be offered.
 #[test]
-fn shadow_doorbells_in_private_memory_are_refused_and_the_registers_go_on() {
+fn shadow_doorbells_are_not_offered_in_private_memory_and_the_registers_go_on() {
     let mut rig = Rig::new();
     let mut nvme = rig.driver(Doorbells::Private, 1);
+    assert!(!offers_shadow_doorbells(&mut nvme));
     let dptr = buffer(&mut nvme);
     let config = Command { opcode: admin::DOORBELL_BUFFER, dptr, ..Command::default() };
+    assert_eq!(status_of(&nvme.admin(config).unwrap()), Status::INVALID_OPCODE);
+    assert_eq!(read(&mut nvme, 1, 0, 1).0, Status::SUCCESS);
+}
+
+#[test]
+fn shadow_doorbells_are_offered_where_the_rings_are_shared_and_refused_where_their_pages_are_not() {
+    let mut rig = Rig::new();
+    let mut nvme = driver(&mut rig, Shared { low: true, high: false });
+    assert!(offers_shadow_doorbells(&mut nvme));
+    let config = Command { opcode: admin::DOORBELL_BUFFER, dptr: [HIGH, HIGH + 4096], ..Command::default() };
     assert_eq!(status_of(&nvme.admin(config).unwrap()), Status::INVALID_FIELD);
     assert_eq!(read(&mut nvme, 1, 0, 1).0, Status::SUCCESS);
 }

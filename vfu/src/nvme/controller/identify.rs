@@ -121,7 +121,7 @@ impl Controller {
         // Host identifiers of 128 bits.
         id.ctratt = 1;
         id.cntrltype = 1;
-        id.oacs = if options.shadow_doorbells { OACS_DOORBELL_BUFFER } else { 0 };
+        id.oacs = if self.offers_shadow_doorbells() { OACS_DOORBELL_BUFFER } else { 0 };
         id.acl = 3;
         id.aerl = u8::try_from(events::LIMIT - 1).expect("a few");
         // One slot, read-only, active without a reset.

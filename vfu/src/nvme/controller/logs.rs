@@ -185,7 +185,7 @@ impl Controller {
         ] {
             set(0, opcode, SUPPORTED);
         }
-        set(0, admin::DOORBELL_BUFFER, u32::from(self.options.shadow_doorbells));
+        set(0, admin::DOORBELL_BUFFER, u32::from(self.offers_shadow_doorbells()));
         use super::oncs::{COMPARE, COPY, DSM, RESERVATIONS, VERIFY, WRITE_ZEROES};
         set(256, nvm::FLUSH, SUPPORTED);
         set(256, nvm::READ, SUPPORTED);

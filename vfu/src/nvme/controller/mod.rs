@@ -35,7 +35,7 @@ pub struct ControllerOptions {
     pub max_io_size: u32,
     /// Compare is not offered.
     pub disable_compare: bool,
-    /// Doorbell Buffer Config is offered.
+    /// Doorbell Buffer Config is offered, where the host's memory is mapped.
     pub shadow_doorbells: bool,
     /// ONCS bits that are hidden.
     pub masked_oncs: u16,
@@ -133,6 +133,7 @@ pub struct Controller {
     errors: ErrorLog,
     power_cycles: u64,
     started: std::time::Instant,
+    is_memory_private: bool,
 }
 
 impl Controller {
@@ -148,6 +149,7 @@ impl Controller {
             errors: ErrorLog::default(),
             power_cycles: 0,
             started: std::time::Instant::now(),
+            is_memory_private: false,
         }
     }
 
@@ -167,6 +169,18 @@ impl Controller {
     #[must_use]
     pub fn options(&self) -> &ControllerOptions {
         &self.options
+    }
+
+    /// Tells whether the host's memory is reached by messages only.
+    pub fn set_memory_private(&mut self, is_private: bool) {
+        self.is_memory_private = is_private;
+    }
+
+    /// Whether Doorbell Buffer Config is offered. Not where it would have to be refused: SPDK's driver (19.10) uses its
+    /// buffers all the same, and rings no register any more.
+    #[must_use]
+    pub fn offers_shadow_doorbells(&self) -> bool {
+        self.options.shadow_doorbells && !self.is_memory_private
     }
 
     /// A host has enabled it.

@@ -209,6 +209,8 @@ impl Device {
     }
 
     fn execute(&mut self, command: &Command, data: &impl Data) -> Reply {
+        let is_private = self.admin.as_ref().is_some_and(|admin| admin.sq.is_remote);
+        self.controller.set_memory_private(is_private);
         let queue = match command.opcode {
             admin::CREATE_CQ => self.create_cq(command),
             admin::CREATE_SQ => self.create_sq(command),

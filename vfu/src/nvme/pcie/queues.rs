@@ -222,7 +222,7 @@ impl Device {
 
     /// Doorbell Buffer Config (Base, 5.8).
     pub(super) fn set_buffers(&mut self, command: &Command) -> Result<Reply, Status> {
-        if !self.controller.options().shadow_doorbells {
+        if !self.controller.offers_shadow_doorbells() {
             return Err(Status::INVALID_OPCODE);
         }
         let [shadow, event] = command.dptr;
