@@ -47,16 +47,40 @@ need_cargo_deny() {
     rm -rf "$RINGSIDE_CACHE/tools/target"
 }
 
+need_venv() {
+    need_packages python3=python3
+    python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages no-such-program=python3-venv
+}
+
 # SPDK's own client, as a peer for the tests.
 SPDK_VERSION=26.9
 SPDK_RPC=$RINGSIDE_CACHE/spdk-$SPDK_VERSION/bin/spdk-rpc
 need_spdk_rpc() {
     [ -x "$SPDK_RPC" ] && "${SPDK_RPC%/*}/python3" -c 'import configshell_fb' 2>/dev/null && return
-    need_packages python3=python3
-    python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages no-such-program=python3-venv
+    need_venv
     say "Installing spdk-rpc $SPDK_VERSION"
     local env=$RINGSIDE_CACHE/spdk-$SPDK_VERSION
     rm -rf "$env"
     python3 -m venv "$env"
     "$env/bin/pip" install --quiet --disable-pip-version-check "spdk==$SPDK_VERSION" configshell-fb || { rm -rf "$env"; return 1; }
+}
+
+# SPDK's NVMe driver, as a peer for the tests: no package has it but this one, which builds it (v19.10) into a module for Python.
+PYNVME_VERSION=2.3.2
+PYNVME_SHA256=75f3b8ccf10bb3399906d5e6408d25dd0a9bcf0a55150a7073bac7116032e391
+PYNVME=$RINGSIDE_CACHE/pynvme-$PYNVME_VERSION
+need_pynvme() {
+    [ -r "$PYNVME/nvme.so" ] && return
+    need_venv
+    say "Fetching pynvme $PYNVME_VERSION"
+    local new=$PYNVME.new
+    rm -rf "$new" "$PYNVME"
+    mkdir -p "$new"
+    python3 -m venv "$new/venv"
+    echo "pynvme==$PYNVME_VERSION --hash=sha256:$PYNVME_SHA256" >"$new/requirements"
+    "$new/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary pynvme --require-hashes \
+        --requirement "$new/requirements" --dest "$new" || { rm -rf "$new"; return 1; }
+    tar -xzf "$new"/pynvme-*.tar.gz --no-same-owner -C "$new" --strip-components=1 "pynvme-$PYNVME_VERSION/nvme.so"
+    rm -rf "$new/venv"
+    mv "$new" "$PYNVME"
 }

@@ -6,6 +6,7 @@
 
 mod changes;
 mod firmware;
+mod spdk;
 
 use std::path::PathBuf;
 
