@@ -113,6 +113,8 @@ struct Owner<R, H> {
     remote_settled: u64,
     /// The change that it was told to stop for.
     remote_epoch: u64,
+    /// A change was followed before the chain under way was back: the handler is still to be told.
+    owes_refresh: bool,
     waker: Waker,
     handler: H,
     view: View,
@@ -155,6 +157,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             remote_kicks: 0,
             remote_settled: 0,
             remote_epoch: 0,
+            owes_refresh: false,
             waker: cx.waker(),
             handler,
             view,
@@ -312,6 +315,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if self.outlasts_unmap() {
             self.view.refresh(&self.bus.windows);
             self.follow_signal(epoch);
+            self.owes_refresh = true;
             return self.serve_remote();
         }
         if let Some(remote) = &mut self.remote {
@@ -335,6 +339,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             return self.end(QueueState::Stopped);
         }
         self.handler.refresh();
+        self.owes_refresh = false;
         self.view.refresh(&self.bus.windows);
         self.signal = self.bus.irqs.signal(self.control.vector());
         if self.bus.bus_master() {
@@ -435,6 +440,11 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         let Some(mut remote) = self.remote.take() else { return Work::Idle };
         self.remote_settled = self.bus.remote.settled();
         let ended = remote.go_on();
+        // Before it is offered another: the guest may take a handler that was told for one that has nothing under way.
+        if self.owes_refresh && !remote.is_giving_back() {
+            self.owes_refresh = false;
+            self.handler.refresh();
+        }
         let mut done = None;
         if let Some(chain) = remote.offer() {
             match self.handler.submit(&chain, remote.bounce(), &mut Untimed) {
