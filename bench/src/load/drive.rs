@@ -28,6 +28,8 @@ pub(crate) trait Drive {
     fn read_data(&self, queue: usize, slot: u16, to: &mut [u8]);
     /// Adds a request, which the device does not see yet. False if there is no room.
     fn submit(&mut self, queue: usize, write: bool, sector: u64, len: u32) -> bool;
+    /// Has the processor fetch what [`Self::poll`] looks at first.
+    fn prefetch(&self, queue: usize);
     /// A finished request: its slot, and whether it succeeded.
     fn poll(&mut self, queue: usize) -> Result<Option<(u16, bool)>, RingFault>;
     /// Shows the device what was added. How many messages that took.
@@ -76,6 +78,11 @@ impl<R: DriverRing> Drive for Virtio<R> {
     fn submit(&mut self, queue: usize, write: bool, sector: u64, len: u32) -> bool {
         let kind = if write { kind::OUT } else { kind::IN };
         self.driver.queues[queue].submit(Io { kind, sector, len }).is_some()
+    }
+
+    #[inline]
+    fn prefetch(&self, queue: usize) {
+        self.driver.queues[queue].prefetch();
     }
 
     #[inline]
@@ -145,6 +152,11 @@ impl Drive for NvmeDisk {
     #[inline]
     fn submit(&mut self, queue: usize, write: bool, sector: u64, len: u32) -> bool {
         NvmeDisk::submit(self, queue, write, sector, len).is_some()
+    }
+
+    #[inline]
+    fn prefetch(&self, queue: usize) {
+        NvmeDisk::prefetch(self, queue);
     }
 
     #[inline]

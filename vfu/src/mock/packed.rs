@@ -248,6 +248,11 @@ impl DriverRing for PackedDriver {
     }
 
     #[inline]
+    fn prefetch(&self) {
+        self.desc.slice().prefetch(usize::from(self.used.0) * DESC_LEN);
+    }
+
+    #[inline]
     fn pop(&mut self) -> Result<Option<Used>, RingFault> {
         if !self.is_used() {
             return Ok(None);

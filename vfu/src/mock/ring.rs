@@ -98,6 +98,9 @@ pub trait DriverRing: Sized {
     /// The same for a device that is never kicked, which saves the fence.
     fn publish_quietly(&mut self);
 
+    /// Has the processor fetch what [`Self::pop`] looks at first.
+    fn prefetch(&self);
+
     /// A chain that the device has given back, if there is one.
     ///
     /// # Errors

@@ -295,6 +295,12 @@ impl DriverRing for SplitDriver {
     }
 
     #[inline]
+    fn prefetch(&self) {
+        self.used.slice().prefetch(IDX);
+        self.used.slice().prefetch(RING + USED_LEN * self.slot(self.next_used));
+    }
+
+    #[inline]
     fn pop(&mut self) -> Result<Option<Used>, RingFault> {
         if self.seen_used == self.next_used {
             // The device stores this index with release, after the elements and the data it stands for.

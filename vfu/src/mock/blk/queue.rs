@@ -214,6 +214,12 @@ impl<R: DriverRing> BlkQueue<R> {
         self.ring.publish_quietly();
     }
 
+    /// Has the processor fetch what [`Self::poll`] looks at first.
+    #[inline]
+    pub fn prefetch(&self) {
+        self.ring.prefetch();
+    }
+
     /// A finished request, if there is one. Its data and status stay until its slot is submitted again.
     ///
     /// # Errors

@@ -120,6 +120,12 @@ impl NvmeDisk {
         })
     }
 
+    /// Has the processor fetch what [`Self::poll`] looks at first.
+    #[inline]
+    pub fn prefetch(&self, queue: usize) {
+        self.nvme.io[queue].prefetch();
+    }
+
     /// Takes a completion: its identifier, and whether the command succeeded.
     #[inline]
     pub fn poll(&mut self, queue: usize) -> Option<(u16, bool)> {

@@ -112,6 +112,12 @@ impl QueuePair {
         Some(command.cid)
     }
 
+    /// Has the processor fetch what [`Self::take`] looks at.
+    #[inline]
+    pub fn prefetch(&self) {
+        self.cq.slice().prefetch(usize::from(self.head) * CQE_LEN);
+    }
+
     /// Takes a completion, if there is one.
     ///
     /// # Panics
