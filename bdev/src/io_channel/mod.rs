@@ -210,7 +210,7 @@ impl IoChannel {
         };
         let token = req.token.0 as usize;
         let Some(slot) = self.slots.get_mut(token).filter(|slot| slot.is_free()) else {
-            return Err(self.refused(Status::Invalid));
+            return Err(self.no_slot(token));
         };
         let submitted = if self.is_plain {
             self.inner.submit(req)
@@ -236,6 +236,16 @@ impl IoChannel {
         match rejected {
             Rejected::Full => Rejected::Full,
             Rejected::Failed(status) => self.refuse(status),
+        }
+    }
+
+    /// A token that is in flight is the caller's mistake, and no error of the bdev.
+    #[cold]
+    fn no_slot(&mut self, token: usize) -> Rejected {
+        let is_full = self.in_flight as usize == self.slots.len();
+        match self.slots.get(token) {
+            Some(_) if !is_full => Rejected::Failed(Status::Invalid),
+            _ => self.refused(Status::Invalid),
         }
     }
 
@@ -319,6 +329,9 @@ impl IoChannel {
                 continue;
             };
             debug_assert!(!slot.is_free(), "a type completed a request twice");
+            if slot.is_free() {
+                continue;
+            }
             let Slot { submitted, what } = *slot;
             slot.what = What::NOTHING;
             if completion.status != Status::Ok {

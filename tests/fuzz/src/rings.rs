@@ -7,7 +7,7 @@ use vfu::{
     dma::View,
     mock::memory::{DEFAULT_BASE, Memory},
     virtio::{
-        queue::{Chain, PackedRing, QueueConfig, Ring, RingLayout, SplitRing},
+        queue::{Chain, PackedRing, QueueConfig, Ring, RingLayout, SplitRing, Triple},
         spec::{Desc, PackedDesc, feature},
     },
 };
@@ -95,7 +95,19 @@ fn pass<R: Ring>(
     let mut waits = ring.pending().ok()?;
     let mut taken = 0;
     while waits && taken < CHAINS_PER_PASS {
-        ring.pop(view, chain).ok()?;
+        let triple = ring.peek_triple(view);
+        let popped = ring.pop(view, chain);
+        if let Some(Triple { head, buffers: [first, second, third], is_read }) = triple {
+            assert_eq!(popped, Ok(()), "the short way took what the long way refuses");
+            let (readable, writable) = (chain.readable(), chain.writable());
+            assert_eq!(head, chain.head());
+            if is_read {
+                assert_eq!((readable, writable), (&[first][..], &[second, third][..]));
+            } else {
+                assert_eq!((readable, writable), (&[first, second][..], &[third][..]));
+            }
+        }
+        popped.ok()?;
         let id = chain.id();
         assert!(id < size, "{id} of {size}");
         assert!(chain.readable().len() + chain.writable().len() <= Chain::MAX_SEGMENTS);

@@ -176,13 +176,29 @@ mod tests {
         rustix::fs::ftruncate(&file, 0x1000).unwrap();
 
         let mut back = [1; 16];
-        view.read(0x2000, &mut back).unwrap();
+        view.slice(0x2000, 16).unwrap().unwrap().copy_to(0, &mut back);
 
         assert_eq!(back, [0; 16]);
         assert_eq!(view.torn(), 1);
         assert!(view.read(0, &mut back).is_err(), "nothing goes through a torn window");
         view.refresh(&window);
         assert_eq!(view.torn(), 1, "a window stays torn");
+    }
+
+    #[test]
+    fn copy_that_finds_its_window_torn_fails() {
+        for writes in [false, true] {
+            let file = memfd(0x4000);
+            let windows = super::super::Windows::default();
+            windows.map(0, 0x4000, BOTH, Some((file.try_clone().unwrap(), 0))).unwrap();
+            let view = super::super::View::new(&windows);
+            view.write(0, &[7; 16]).unwrap();
+            rustix::fs::ftruncate(&file, 0x1000).unwrap();
+
+            let copied = if writes { view.write(0x2000, &[7; 16]) } else { view.read(0x2000, &mut [0; 16]) };
+
+            assert!(copied.is_err(), "it went to, or came from, memory that is not the guest's");
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A client can shrink the file behind a window at any time; the next access behind the new end is SIGBUS, whose default
 //! would end the target and every other guest's disk with it. The handler here looks whether the address is in a
 //! window. If so, it puts anonymous memory over the window from that page on, so that the access goes on, and marks the
-//! window as torn: from then on nothing is translated through it ([`Torn`]). Any other SIGBUS ends the process, as
+//! window as torn: nothing is translated through it once a queue has asked ([`super::View::torn`]), which each does before it
+//! translates, and after it has used what it translated ([`Torn`]). Any other SIGBUS ends the process, as
 //! without us.
 //!
 //! Windows are registered by [`super::Mapping`] alone. The handler runs on whatever thread touched the memory, at any
@@ -142,20 +143,19 @@ fn patch(address: usize) -> bool {
             }
             let page = address & !(PAGE - 1);
             let rest = (start + len).next_multiple_of(PAGE) - page;
+            // Told before there is memory again: another reactor may use it at once, and must not take it for the guest's.
+            let torn = slot.torn.load(Ordering::Relaxed);
+            // SAFETY: the mark lives in an `Arc` of the registration, whose owner keeps it until after it has cleared the slot; an
+            // access to the range is under way on this very thread, so the owner is alive.
+            unsafe { &*torn }.0.store(true, Ordering::Release);
+            TORN.fetch_add(1, Ordering::AcqRel);
             let access = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
             // SAFETY: the range is inside a mapping that its registration's owner keeps until after it has cleared the
             // slot; an access to it is under way on this very thread, so the owner is alive. Its owner unmaps the whole
             // range, whatever is under it.
             let mapped = unsafe { libc::mmap(page as *mut libc::c_void, rest, access, flags, -1, 0) };
-            if mapped == libc::MAP_FAILED {
-                return false;
-            }
-            let torn = slot.torn.load(Ordering::Relaxed);
-            // SAFETY: the mark lives in an `Arc` of the registration, which outlives the access, as above.
-            unsafe { &*torn }.0.store(true, Ordering::Release);
-            TORN.fetch_add(1, Ordering::AcqRel);
-            return true;
+            return mapped != libc::MAP_FAILED;
         }
     }
     false

@@ -201,6 +201,16 @@ impl Span {
         // SAFETY: inside the mapping (`new`), which lives as long as `self`.
         unsafe { Slice::new(self.base, self.len) }
     }
+
+    /// A part of it as a table of `count` entries, `offset` bytes from its start. None if they would not be aligned.
+    #[must_use]
+    pub fn entries<T>(&self, offset: usize, count: u16) -> Option<Entries<T>> {
+        let len = usize::from(count) * size_of::<T>();
+        assert!(offset <= self.len && len <= self.len - offset, "more entries than there is memory");
+        // SAFETY: the offset is inside the piece, as just checked.
+        let base = unsafe { self.base.add(offset) };
+        Entries::new(Self { base, len, _window: Arc::clone(&self._window) }, count)
+    }
 }
 
 /// A table of entries of one type that keeps its own window mapped: a queue, or a part of a ring.
@@ -252,7 +262,7 @@ impl<T> Entries<T> {
 }
 
 impl<T: FromBytes + Copy> Entries<T> {
-    /// The same of a ring whose index goes round; it has a power of two of entries.
+    /// Reads an entry, once, of a ring whose index goes round; it has a power of two of entries.
     #[inline(always)]
     #[must_use]
     pub fn get_round(&self, index: u16) -> T {
@@ -305,7 +315,7 @@ impl Entries<[u64; 2]> {
     #[inline(always)]
     pub fn publish(&self, at: u16, [first, last]: [u64; 2]) {
         let place = self.place(at).cast::<u64>();
-        // SAFETY: mapped (`place`), aligned, and touched by atomic or volatile accesses only.
+        // SAFETY: mapped (`place`), aligned, and no reference to it is ever made.
         unsafe {
             place.write(first);
             AtomicU64::from_ptr(place.add(1).as_ptr()).store(last, Ordering::Release);

@@ -326,23 +326,31 @@ impl View {
     /// Copies from guest memory.
     ///
     /// # Errors
-    /// [`Fault`], with a part of `to` maybe written.
+    /// [`Fault`], with a part of `to` maybe written. Also where a window was found torn meanwhile, maybe by this.
     pub fn read(&self, address: u64, to: &mut [u8]) -> Result<(), Fault> {
+        let torn = self.torn();
         self.walk(address, to.len(), Access::Read, |done, piece| {
             piece.copy_to(0, &mut to[done..done + piece.len()]);
             Ok(())
-        })
+        })?;
+        self.unless_torn(torn, address)
     }
 
     /// Copies to guest memory.
     ///
     /// # Errors
-    /// [`Fault`], with a part maybe written.
+    /// As of [`Self::read`], with a part maybe written.
     pub fn write(&self, address: u64, from: &[u8]) -> Result<(), Fault> {
+        let torn = self.torn();
         self.walk(address, from.len(), Access::Write, |done, piece| {
             piece.copy_from(0, &from[done..done + piece.len()]);
             Ok(())
-        })
+        })?;
+        self.unless_torn(torn, address)
+    }
+
+    fn unless_torn(&self, torn: usize, address: u64) -> Result<(), Fault> {
+        if self.torn() == torn { Ok(()) } else { Err(Fault(address)) }
     }
 
     /// The range as one piece for the device to read, or nothing where it spans windows.
@@ -377,7 +385,7 @@ impl View {
     /// As of [`Self::span`]; and where the entries would not be aligned.
     pub fn entries<T>(&self, address: u64, count: u16, writable: bool) -> Result<Entries<T>, Fault> {
         let span = self.span(address, usize::from(count) * size_of::<T>(), writable)?;
-        Entries::new(span, count).ok_or(Fault(address))
+        span.entries(0, count).ok_or(Fault(address))
     }
 
     #[cold]

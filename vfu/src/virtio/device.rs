@@ -89,6 +89,9 @@ pub fn offer_triple<R: Ring, H: Handler>(
     view: &View,
     laps: &mut impl Laps,
 ) -> Option<(Head, Verdict)> {
+    if !H::TAKES_TRIPLES {
+        return None;
+    }
     let triple = ring.peek_triple(view)?;
     laps.lap(Stage::Pickup);
     let verdict = handler.submit_triple(&triple, view, laps)?;
@@ -114,7 +117,11 @@ pub fn offer_chain<R: Ring, H: Handler>(
 
 /// Handles the requests of one queue, on the queue's reactor. No method blocks or allocates.
 pub trait Handler: 'static {
-    /// A pass begins: the clock, and the windows that it is made with.
+    /// Whether [`Self::submit_triple`] takes any.
+    const TAKES_TRIPLES: bool = false;
+
+    /// A pass begins: the clock, and the windows that it is made with, none of which is torn as far as is known
+    /// ([`View::torn`]).
     fn begin(&mut self, now: u64, view: &View);
 
     /// Takes a chain. Its id is not in flight. The time until the bdev is asked is lapped as translation.

@@ -494,6 +494,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     #[inline]
     fn pass(&mut self, now: Tick, laps: &mut impl Laps) -> Work {
         let view = self.remote.as_ref().map_or(&self.view, RemoteQueue::bounce);
+        // Windows that were torn since are not used from here on.
+        let _ = view.torn();
         self.handler.begin(now.raw(), view);
         let accepting = self.handler.is_accepting() && !self.is_broken;
         let pending = match &mut self.ring {

@@ -65,7 +65,7 @@ pub(super) struct Job {
     write: Vec<IoVec>,
     /// The command's data, and how much of it is done.
     data: Vec<IoVec>,
-    /// What was lost of the guest's memory when it started, see [`Data::torn`].
+    /// What was lost of the guest's memory when the pass began that it started in, see [`Data::torn`].
     torn: u32,
     done: usize,
     bounce: Bounce,
@@ -247,11 +247,10 @@ impl Executor {
         !self.free.is_empty() && self.jobs.iter().any(Option::is_none)
     }
 
-    /// Starts a job for a command; its data, if any, is what `self.iov` holds, with `torn` being asked before it is
-    /// touched.
+    /// Starts a job for a command; its data, if any, is what `self.iov` holds, mapped in this pass.
     pub(super) fn start(
         &mut self,
-        (tag, torn): (u16, u32),
+        tag: u16,
         command: &Command,
         at: usize,
         kind: Kind,
@@ -263,7 +262,7 @@ impl Executor {
             self.free.push(slot);
             return Err(Status::INTERNAL_ERROR);
         };
-        (job.kind, job.aborted, job.torn) = (kind, false, torn);
+        (job.kind, job.aborted, job.torn) = (kind, false, self.torn);
         (job.at, job.lba, job.left) = (at, command.slba(), command.blocks().into());
         (job.to, job.writing, job.step, job.next, job.done, job.locked) = (0, false, 0, 0, 0, false);
         if let Kind::Copy { .. } = job.kind {
@@ -442,7 +441,7 @@ impl Executor {
         }
         self.check_range(at, command.slba(), total)?;
         let fua = command.cdw12 & FUA != 0 || self.write_through;
-        self.start((tag, torn(data)), command, at, Kind::Copy { fua })
+        self.start(tag, command, at, Kind::Copy { fua })
     }
 }
 

@@ -328,14 +328,14 @@ impl Executor {
             |bit: u16| if self.options.oncs() & bit != 0 { Ok(()) } else { Err(Status::INVALID_OPCODE) };
         self.iov.clear();
         match command.opcode {
-            nvm::FLUSH => self.flush(tag, command, data),
+            nvm::FLUSH => self.flush(tag, command),
             nvm::COMPARE => {
                 offered(oncs::COMPARE)?;
                 self.compare(tag, command, data)
             }
             nvm::WRITE_ZEROES => {
                 offered(oncs::WRITE_ZEROES)?;
-                self.write_zeroes(tag, command, data)
+                self.write_zeroes(tag, command)
             }
             nvm::DATASET_MANAGEMENT => {
                 offered(oncs::DSM)?;
@@ -345,7 +345,7 @@ impl Executor {
                 offered(oncs::VERIFY)?;
                 let at = self.admit(command.nsid, Access::Read)?;
                 self.check_range(at, command.slba(), u64::from(command.blocks()))?;
-                self.start((tag, torn(data)), command, at, Kind::Verify)
+                self.start(tag, command, at, Kind::Verify)
             }
             nvm::COPY => {
                 offered(oncs::COPY)?;
@@ -368,9 +368,9 @@ impl Executor {
         if blocks <= total && lba <= total - blocks { Ok(()) } else { Err(Status::LBA_OUT_OF_RANGE) }
     }
 
-    fn flush(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
+    fn flush(&mut self, tag: u16, command: &Command) -> Result<Verdict, Status> {
         if command.nsid == NSID_ALL {
-            return self.start((tag, torn(data)), command, usize::MAX, Kind::FlushAll);
+            return self.start(tag, command, usize::MAX, Kind::FlushAll);
         }
         let at = self.admit(command.nsid, Access::Flush)?;
         if !self.supports(at, OpKind::Flush) {
@@ -381,13 +381,13 @@ impl Executor {
         self.single(tag, command, at, Op::Flush, 0)
     }
 
-    fn write_zeroes(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
+    fn write_zeroes(&mut self, tag: u16, command: &Command) -> Result<Verdict, Status> {
         let at = self.admit(command.nsid, Access::Write)?;
         let blocks = u64::from(command.blocks());
         self.check_range(at, command.slba(), blocks)?;
         let fua = command.cdw12 & FUA != 0 || self.write_through;
         if !self.supports(at, OpKind::WriteZeroes) {
-            return self.start((tag, torn(data)), command, at, Kind::Zero { fua });
+            return self.start(tag, command, at, Kind::Zero { fua });
         }
         let unmap = command.cdw12 & DEAC != 0;
         self.single(tag, command, at, Op::WriteZeroes { unmap, fua }, blocks)
@@ -397,7 +397,7 @@ impl Executor {
     fn compare(&mut self, tag: u16, command: &Command, data: &impl Data) -> Result<Verdict, Status> {
         let at = self.admit(command.nsid, Access::Read)?;
         self.map_range(at, command, data, false)?;
-        self.start((tag, torn(data)), command, at, Kind::Compare)
+        self.start(tag, command, at, Kind::Compare)
     }
 
     /// Maps the data of a command that has a range of blocks like Read's.
@@ -445,7 +445,7 @@ impl Executor {
         std::mem::swap(&mut self.iov, &mut self.second);
         self.map_range(at, first, data, false)?;
         let fua = second.cdw12 & FUA != 0 || self.write_through;
-        self.start((tag, torn(data)), first, at, Kind::Fused { second: second.cid, fua })
+        self.start(tag, first, at, Kind::Fused { second: second.cid, fua })
     }
 
     /// Dataset Management (NVM, 3.2.3): only Deallocate does something; the rest are hints.
@@ -475,7 +475,7 @@ impl Executor {
         let ranges = ranges.iter().filter(|range| range.blocks > 0);
         self.ranges.clear();
         self.ranges.extend(ranges.map(|range| (range.slba, u64::from(range.blocks))));
-        self.start((tag, torn(data)), command, at, Kind::Discard)
+        self.start(tag, command, at, Kind::Discard)
     }
 
     /// Sends on what was submitted in this pass.

@@ -1,6 +1,6 @@
 //! The reservation commands (Base, 7.2 to 7.5): decoded here, kept by the namespace.
 
-use super::{Executor, Verdict, job::Kind, torn};
+use super::{Executor, Verdict, job::Kind};
 use crate::nvme::{
     data::{self, Data},
     link::Counters,
@@ -68,7 +68,7 @@ impl Executor {
         if reservations.is_kept(change) == Some(true) {
             return Ok(self.reserved());
         }
-        self.start((tag, torn(data)), command, at, Kind::Keep { change })
+        self.start(tag, command, at, Kind::Keep { change })
     }
 
     fn reserved(&self) -> Verdict {

@@ -174,9 +174,10 @@ impl BlkHandler {
         Ok(())
     }
 
-    /// Any request but a [`Plain`] one.
+    /// Any request, [`Plain`] ones too where they come as no triple, or out of another window than the last one.
     #[inline(never)]
     fn submit_any(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
+        self.header = chain.readable().first().map_or(0, |first| first.addr);
         let Some(frame) = Frame::of(chain, view) else { return Verdict::Broken };
         let bad = |bad| {
             Self::end(
@@ -269,6 +270,8 @@ impl BlkHandler {
 }
 
 impl Handler for BlkHandler {
+    const TAKES_TRIPLES: bool = true;
+
     #[inline]
     fn begin(&mut self, now: u64, view: &View) {
         self.look_for_torn(view);
@@ -328,7 +331,7 @@ impl Handler for BlkHandler {
                     let _ = view.put(slot.status, status::OK);
                     done(id as u16, slot.written);
                 } else {
-                    let is_torn = completion.status == Status::Ok;
+                    let is_torn = slot.written == 0;
                     let status = if is_torn { Status::IoError } else { completion.status };
                     let _ = view.put(slot.status, status_byte(status));
                     done(id as u16, 0);

@@ -85,7 +85,13 @@ proptest! {
             let mut waits = ours.pending().unwrap();
             for _ in 0..take {
                 if !waits { break; }
+                let triple = ours.peek_triple(&view);
                 ours.pop(&view, &mut chain).unwrap();
+                let is_triple = (chain.readable().len(), chain.writable().len()) == (1, 2)
+                    || (chain.readable().len(), chain.writable().len()) == (2, 1);
+                let buffers = triple.map(|it| (it.head, it.buffers.to_vec(), it.is_read));
+                let both = [chain.readable(), chain.writable()].concat();
+                prop_assert_eq!(buffers, is_triple.then(|| (chain.head(), both, chain.readable().len() == 1)));
                 ours.advance(chain.head());
                 let there = theirs.pop_descriptor_chain(&their_memory).unwrap();
                 let segments = |it: virtio_queue::desc::split::Descriptor| Segment { addr: it.addr().0, len: it.len() };

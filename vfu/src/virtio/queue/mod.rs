@@ -186,7 +186,7 @@ pub trait Ring: Sized {
     /// those are for [`Self::pop`] to tell apart, which reads them anew.
     fn peek_triple(&self, view: &View) -> Option<Triple>;
 
-    /// Takes the chain that was copied off the ring.
+    /// Takes the chain with this head, which is the next one, off the ring.
     fn advance(&mut self, head: Head);
 
     /// Gives a chain back, `len` bytes of it written. Not visible before [`Self::publish`].

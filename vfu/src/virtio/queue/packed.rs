@@ -10,7 +10,7 @@ use super::{
     in_order::InOrder,
 };
 use crate::{
-    dma::{Entries, Slice, Span, View},
+    dma::{Entries, Fault, Slice, Span, View},
     virtio::spec::{EventSuppression, MAX_QUEUE_SIZE, PackedDesc, desc, event_flags, feature},
 };
 
@@ -244,9 +244,10 @@ impl Ring for PackedRing {
 
     fn activate(layout: &RingLayout, position: Position, view: &View) -> Result<Self, ActivateError> {
         let QueueConfig { size, desc, driver, device, .. } = layout.config;
+        let table = view.span(desc, DESC_LEN * usize::from(size), true)?;
         Ok(Self {
-            desc: view.span(desc, DESC_LEN * usize::from(size), true)?,
-            table: view.entries(desc, size, true)?,
+            table: table.entries(0, size).ok_or(Fault(desc))?,
+            desc: table,
             driver: view.span(driver, EVENT_LEN, false)?,
             device: view.span(device, EVENT_LEN, true)?,
             size,
@@ -303,9 +304,10 @@ impl Ring for PackedRing {
             let (buffers, is_read) = Self::triple(first, second, third)?;
             (buffers, is_read, Head { id: third.id, entries: 3 })
         } else {
-            let is_table =
-                self.indirect && first.flags & desc::NEXT == 0 && first.len as usize == 3 * DESC_LEN;
-            let table = view.slice(first.addr, 3 * DESC_LEN).ok().flatten().filter(|_| is_table)?.table();
+            if !self.indirect || first.flags & desc::NEXT != 0 || first.len as usize != 3 * DESC_LEN {
+                return None;
+            }
+            let table = view.slice(first.addr, 3 * DESC_LEN).ok().flatten()?.table();
             let (buffers, is_read) = Self::triple(table.get(0)?, table.get(1)?, table.get(2)?)?;
             (buffers, is_read, Head { id: first.id, entries: 1 })
         };

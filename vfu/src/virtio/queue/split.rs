@@ -7,7 +7,7 @@ use super::{
     in_order::InOrder,
 };
 use crate::{
-    dma::{Entries, Span, Table, View},
+    dma::{Entries, Fault, Span, Table, View},
     virtio::spec::{AVAIL_NO_INTERRUPT, Desc, MAX_QUEUE_SIZE, USED_NO_NOTIFY, UsedElem, desc, feature},
 };
 
@@ -157,12 +157,14 @@ impl Ring for SplitRing {
     fn activate(layout: &RingLayout, position: Position, view: &View) -> Result<Self, ActivateError> {
         let QueueConfig { size, desc, driver, device, .. } = layout.config;
         let entries = usize::from(size);
+        let avail = view.span(driver, RING + 2 * entries + 2, false)?;
+        let used = view.span(device, RING + USED_LEN * entries + 2, true)?;
         Ok(Self {
             desc: view.entries(desc, size, false)?,
-            avail: view.span(driver, RING + 2 * entries + 2, false)?,
-            avail_ring: view.entries(driver + RING as u64, size, false)?,
-            used: view.span(device, RING + USED_LEN * entries + 2, true)?,
-            used_ring: view.entries(device + RING as u64, size, true)?,
+            avail_ring: avail.entries(RING, size).ok_or(Fault(driver))?,
+            avail,
+            used_ring: used.entries(RING, size).ok_or(Fault(device))?,
+            used,
             size,
             next_avail: position.avail,
             seen_avail: position.avail,

@@ -166,6 +166,12 @@ impl Handler for ScsiHandler {
         }
     }
 
+    fn prefetch(&self, view: &View) {
+        if let Role::Commands(commands) = &self.0 {
+            commands.prefetch(view);
+        }
+    }
+
     fn kick(&mut self) {
         if let Role::Commands(commands) = &mut self.0 {
             commands.kick();

@@ -105,6 +105,8 @@ pub(super) struct Commands {
     /// Readable while completions wait in any channel that can tell; none if the kernel refused one.
     ready: Option<OwnedFd>,
     in_flight: usize,
+    /// Guest address of the header that was read last.
+    header: u64,
     iov: Vec<IoVec>,
     now: u64,
 }
@@ -201,6 +203,7 @@ impl Commands {
             tasks,
             ready: ready.ok(),
             in_flight: 0,
+            header: 0,
             iov: Vec::with_capacity(MAX_SEGMENTS as usize),
             now: 0,
         };
@@ -265,7 +268,14 @@ impl Commands {
         self.lanes.iter_mut().flatten().for_each(|(_, channel)| channel.kick());
     }
 
+    /// Has the processor fetch the header of the next command, which is where the last one's was, if that was alone.
+    #[inline]
+    pub(super) fn prefetch(&self, view: &View) {
+        view.prefetch(self.header);
+    }
+
     pub(super) fn submit(&mut self, chain: &Chain, view: &View, laps: &mut impl Laps) -> Verdict {
+        self.header = chain.readable().first().map_or(0, |first| first.addr);
         let Some((place, into)) = Place::of(chain) else { return Verdict::Broken };
         let mut header = CommandHeader::new_zeroed();
         let whole = Data::behind(chain.readable(), 0);

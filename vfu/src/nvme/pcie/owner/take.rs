@@ -43,7 +43,7 @@ impl Owner {
         let room = cq.room(waiting + *owed).saturating_sub(*owed);
         let data = GuestData { view, admin: false };
         let most = waiting.min(room);
-        let (mut taken, mut refused) = (0, 0);
+        let (mut taken, mut refused, mut full) = (0, 0, false);
         while taken < most
             && let Some(transfer) = sq.peek_transfer()
         {
@@ -56,20 +56,24 @@ impl Owner {
                     laps.count(0, 1);
                     refused += 1;
                 }
-                Some(Verdict::Full) | None => break,
+                Some(Verdict::Full) => {
+                    full = true;
+                    break;
+                }
+                None => break,
             }
             laps.count(1, 0);
             taken += 1;
             laps.lap(Stage::Submit);
         }
         *owed += taken - refused;
-        (taken < waiting && self.take_any(index, waiting - taken, laps)) || refused > 0
+        (taken < waiting && !full && self.take_any(index, waiting - taken, laps)) || refused > 0
     }
 
     /// Takes commands of any kind, so many at most. True if completions were posted at once.
     #[inline(never)]
     fn take_any(&mut self, index: usize, mut waiting: u16, laps: &mut impl Laps) -> bool {
-        let Self { sqs, cq, io, view, owed, remote, bus, cx, attends, .. } = self;
+        let Self { sqs, cq, io, view, owed, remote, bus, cx, attends, blocked, .. } = self;
         let sq = &mut sqs[index];
         #[expect(clippy::cast_possible_truncation, reason = "at most 512 queues")]
         let tag = index as u16;
@@ -93,28 +97,30 @@ impl Owner {
                 continue;
             }
             if command.fuse() != Command::FUSE_NONE {
-                let at_hand = (tag, command, waiting, room);
-                let (taken, more) = fused((sq, cq), io, owed, at_hand, &data, &mut hand_over);
+                let (taken, more) = fused((sq, cq), io, owed, (tag, command, room), &data, &mut hand_over);
                 posted |= more;
                 if taken == 0 {
-                    self.blocked = room < 2;
+                    *blocked = room < 2;
                     break;
                 }
-                waiting -= taken;
+                // Two, where the pass had one left: they are not taken apart.
+                waiting = waiting.saturating_sub(taken);
                 room = cq.room(*owed + waiting).saturating_sub(*owed);
                 continue;
             }
             if room == 0 {
-                self.blocked = true;
+                *blocked = true;
                 break;
             }
             laps.lap(Stage::Pickup);
-            match io.submit(tag, &command, &data, laps) {
+            let quick = sq.peek_transfer().and_then(|it| io.submit_transfer(tag, &it, &data, laps));
+            let verdict = quick.unwrap_or_else(|| io.submit(tag, &command, &data, laps));
+            match verdict {
                 Verdict::InFlight => *owed += 1,
                 Verdict::Full => break,
                 Verdict::Done(ABSENT) => {
                     if !hand_over(sq.setup.qid, &[command]) {
-                        self.blocked = true;
+                        *blocked = true;
                         break;
                     }
                     *owed += 1;
@@ -145,14 +151,14 @@ fn fused(
     (sq, cq): (&mut Sq, &mut Cq),
     io: &mut Executor,
     owed: &mut u16,
-    (tag, first, waiting, room): (u16, Command, u16, u16),
+    (tag, first, room): (u16, Command, u16),
     data: &GuestData<'_>,
     hand_over: &mut impl FnMut(u16, &[Command]) -> bool,
 ) -> (u16, bool) {
     if room < 2 {
         return (0, false);
     }
-    let second = (waiting > 1).then(|| sq.peek(1)).flatten();
+    let second = (sq.waiting() > 1).then(|| sq.peek(1)).flatten();
     let second =
         second.filter(|second| first.fuse() == Command::FUSE_FIRST && second.fuse() == Command::FUSE_SECOND);
     let Some(second) = second else {

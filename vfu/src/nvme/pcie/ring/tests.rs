@@ -5,7 +5,10 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::dma::{Protection, Windows};
+use crate::{
+    dma::{Protection, Windows},
+    nvme::spec::nvm,
+};
 
 const BASE: u64 = 0x10_0000;
 
@@ -171,5 +174,29 @@ proptest! {
         for step in steps {
             pair.run(step);
         }
+    }
+}
+
+proptest! {
+    /// What is read of an entry in words is what is read of it whole.
+    #[test]
+    fn transfer_by_words_is_the_command(mut bytes in any::<[u8; 64]>(), plain in any::<bool>()) {
+        let opcodes = [nvm::READ, nvm::WRITE];
+        if plain {
+            (bytes[0], bytes[1]) = (opcodes[usize::from(bytes[0] & 1)], 0);
+        }
+        let mut pair = Pair::new(16);
+        pair.view.write(BASE, &bytes).unwrap();
+
+        let (command, transfer) = (pair.sq.peek(0).unwrap(), pair.sq.peek_transfer());
+        prop_assert_eq!(transfer.is_some(), command.flags == 0 && opcodes.contains(&command.opcode));
+        if let Some(transfer) = transfer {
+            let Transfer { cid, nsid, is_write, prp1, slba, cdw12 } = transfer;
+            prop_assert_eq!((cid, nsid, cdw12), (command.cid, command.nsid, command.cdw12));
+            prop_assert_eq!((prp1, slba), (command.dptr[0], command.slba()));
+            prop_assert_eq!(is_write, command.opcode == nvm::WRITE);
+        }
+        pair.sq.aborted.push(7);
+        prop_assert!(pair.sq.peek_transfer().is_none(), "it may be the one");
     }
 }

@@ -245,7 +245,7 @@ fn broken_chains_are_told_by_name() {
     }
     assert_eq!(error_of(&[desc(16, desc::INDIRECT | desc::NEXT, 1)]), RingError::Indirect);
     let nowhere = Desc { addr: 7, ..desc(16, desc::INDIRECT, 0) };
-    assert_eq!(error_of(&[nowhere]), RingError::Fault(crate::dma::Fault(7)));
+    assert_eq!(error_of(&[nowhere]), RingError::Fault(Fault(7)));
     assert_eq!(Pair::new(0).error_of(&[desc(16, desc::INDIRECT, 0)]), RingError::Indirect, "not agreed to");
 }
 
