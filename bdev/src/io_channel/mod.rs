@@ -329,9 +329,6 @@ impl IoChannel {
                 continue;
             };
             debug_assert!(!slot.is_free(), "a type completed a request twice");
-            if slot.is_free() {
-                continue;
-            }
             let Slot { submitted, what } = *slot;
             slot.what = What::NOTHING;
             if completion.status != Status::Ok {
@@ -355,7 +352,8 @@ impl IoChannel {
     /// Counts what has ended well.
     #[inline]
     fn count(&self, run: Run) {
-        if run.ops == 0 {
+        // Of nothing are those, too, that a type completed twice.
+        if run.what == What::NOTHING {
             return;
         }
         let ticks = self.now.saturating_sub(run.submitted);

@@ -1,6 +1,8 @@
 //! Windows that come, go and are not what a device would like: I/O waits, fails or goes on; it never touches what was
 //! taken back.
 
+use std::os::fd::AsFd;
+
 use rustix::io::Errno;
 use vfu::{
     dma::Protection,
@@ -8,7 +10,7 @@ use vfu::{
         blk::{BlkOptions, Io, NO_STATUS},
         client::ClientError,
         memory::Memory,
-        ring::Buffer,
+        ring::{Buffer, DriverRing},
         server::DiskOptions,
     },
     virtio::{
@@ -59,7 +61,6 @@ fn unmap_is_answered_only_when_nothing_is_in_flight() {
     let parts = Parts::new(&mut guest, kind::OUT, 0);
     chain[0] = Buffer::readable(parts.header, 16);
     chain[1].device_writes = false;
-    use vfu::mock::ring::DriverRing;
     guest.queues[0].ring().add(&chain).unwrap();
     guest.publish(0).unwrap();
     eventually("the write arrives", || hold.held() == 1);
@@ -80,6 +81,44 @@ fn unmap_is_answered_only_when_nothing_is_in_flight() {
         "it was given back first"
     );
     assert_eq!(hold.held(), 0);
+}
+
+#[test]
+fn requests_in_flight_fail_when_memory_is_torn_and_later_ones_work() {
+    let mut rig = Rig::new();
+    let (held, hold) = Held::make("Held0");
+    rig.register(held);
+    rig.serve("disk", &DiskOptions::new("Held0"));
+    let memory = Memory::new(RAM).unwrap();
+    let mut guest = Guest::new(rig.client("disk"), memory, BlkOptions::default()).unwrap();
+    let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 2 << 20).unwrap();
+    guest.transport.client.dma_map(EDGE, 2 << 20, BOTH, Some((file.as_fd(), 0))).unwrap();
+    // One over what will be gone, one that has nothing to do with it.
+    let chains = [EDGE, 0].map(|elsewhere| {
+        let (parts, mut chain) = read_into(&mut guest, elsewhere);
+        chain[1].addr = if elsewhere == 0 { parts.data } else { elsewhere };
+        (parts, chain)
+    });
+    for (_, chain) in &chains {
+        guest.queues[0].ring().add(chain).unwrap();
+    }
+    guest.publish(0).unwrap();
+    eventually("both arrive", || hold.held() == 2);
+
+    rustix::fs::ftruncate(&file, 0).unwrap();
+    hold.release();
+
+    for (parts, _) in &chains {
+        eventually("it ends", || byte_at(&guest.memory, parts.status) != NO_STATUS);
+        assert_eq!(byte_at(&guest.memory, parts.status), status::IOERR, "nobody knows which of them it was");
+        guest.queues[0].ring().pop().unwrap();
+    }
+    let (parts, mut chain) = read_into(&mut guest, 0);
+    chain[1].addr = parts.data;
+    guest.queues[0].ring().add(&chain).unwrap();
+    guest.publish(0).unwrap();
+    eventually("it ends", || byte_at(&guest.memory, parts.status) == status::OK);
 }
 
 #[test]
@@ -262,7 +301,6 @@ fn reset_waits_for_what_is_in_flight_and_gives_nothing_back() {
     rig.serve("disk", &DiskOptions::new("Held0"));
     let mut guest = rig.guest("disk", BlkOptions::default());
     let parts = Parts::new(&mut guest, kind::IN, 0);
-    use vfu::mock::ring::DriverRing;
     let chain = [
         Buffer::readable(parts.header, 16),
         Buffer::writable(parts.data, 512),
