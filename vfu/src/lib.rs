@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod function;
 pub mod irq;
 mod last_words;
+mod lookout;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
 pub mod moderation;

@@ -210,33 +210,56 @@ def depth(run):
 
 
 def endpoints(run):
-    """The same load over more and more endpoints."""
+    """The same load over more and more endpoints: few requests in flight on each of many, and enough of them."""
     counts = [1, 2, 4, 8, 16, 32, 64]
+    totals = (128, 1024)
+    # One entry of an NVMe queue stays free.
+    depth_of = {(front, total, count): min(total // count, 1023 if front == "nvme" else total)
+                for front in ("split", "nvme") for total in totals for count in counts}
     with run.target() as target:
         # A bdev each: a namespace claims its own.
         for front in ("split", "nvme"):
             for number in range(counts[-1]):
                 target.disk(front, target.null(f"{front}-{number}"), f"{front}{number}")
         found = {}
-        for front in ("split", "nvme"):
-            for count in counts:
-                names = [f"{front}{number}" for number in range(count)]
-                found[front, count] = Point(f"{NAMES[front]}, {count} endpoints, 128 in flight",
-                                            lambda names=names, count=count: flat(target.load(names, depth=128 // count, seconds=run.seconds)))
+        for (front, total, count), each in depth_of.items():
+            names = [f"{front}{number}" for number in range(count)]
+            found[front, total, count] = Point(f"{NAMES[front]}, {count} endpoints, {total} in flight",
+                                               lambda names=names, each=each: flat(target.load(names, depth=each, seconds=run.seconds)))
         run.measure("endpoints", [*found.values()], LOAD_KEYS, rounds=min(run.rounds, 3))
-    rows = [("null, 128 in flight over", *(f"{count}" for count in counts))]
-    for front in ("split", "nvme"):
-        points = [found[front, count] for count in counts]
-        rows.append((f"{NAMES[front]}, M IOPS", *(f"{point.median('iops') / 1e6:.2f}" for point in points)))
-        rows.append((f"{NAMES[front]}, target ns/IO", *(f"{point.median('target_ns'):.1f}" for point in points)))
-        rows.append((f"{NAMES[front]}, generator ns/IO", *(f"{point.median('own_ns'):.1f}" for point in points)))
-        ratio = points[-1].median("iops") / points[0].median("iops")
-        run.bar(f"1 to 64 endpoints, {NAMES[front]}: IOPS at 64 / at 1", f"{ratio:.2f}", "at least 0.90", ratio >= 0.9)
-    table(rows)
-    series = [(NAMES[front], [(count, found[front, count].median("target_ns"), *found[front, count].spread("target_ns")) for count in counts])
-              for front in ("split", "nvme")]
-    run.plot("cost-endpoints", title="Cost against number of endpoints", subtitle="Target's time for a 4 KiB read of a null bdev, 128 in flight over all of them, one reactor",
+    for total in totals:
+        rows = [(f"null, {total} in flight over", *(f"{count}" for count in counts))]
+        for front in ("split", "nvme"):
+            points = [found[front, total, count] for count in counts]
+            rows.append((f"{NAMES[front]}, M IOPS", *(f"{point.median('iops') / 1e6:.2f}" for point in points)))
+            rows.append((f"{NAMES[front]}, target ns/IO", *(f"{point.median('target_ns'):.1f}" for point in points)))
+            rows.append((f"{NAMES[front]}, generator ns/IO", *(f"{point.median('own_ns'):.1f}" for point in points)))
+            ratio = points[-1].median("iops") / points[0].median("iops")
+            run.bar(f"1 to 64 endpoints, {NAMES[front]}, {total} in flight: IOPS at 64 / at 1", f"{ratio:.2f}", "at least 0.90", ratio >= 0.9)
+        table(rows)
+    series = [(f"{NAMES[front]}, {total} in flight", [(count, point.median("target_ns"), *point.spread("target_ns"))
+                                                      for count in counts for point in [found[front, total, count]]])
+              for front in ("split", "nvme") for total in totals]
+    run.plot("cost-endpoints", title="Cost against number of endpoints", subtitle="Target's time for a 4 KiB read of a null bdev, requests in flight over all of them, one reactor",
              x="endpoints", y="nanoseconds of the reactor per request", series=series, x_log=True, x_ticks=counts)
+
+
+def queue_pairs(run):
+    """The same depth over one NVMe queue pair and over sixteen."""
+    with run.target() as target:
+        name = target.disk("nvme", target.null())
+        found = {(total, pairs): Point(f"NVMe, {pairs} queue pairs, {total} in flight",
+                                       lambda pairs=pairs, each=total // pairs: flat(target.load(name, depth=each, seconds=run.seconds, extra=["--queues", pairs])))
+                 for total in (128, 512) for pairs in (1, 16)}
+        run.measure("queue_pairs", [*found.values()], LOAD_KEYS)
+    rows = [("NVMe, null", "M IOPS", "target ns/IO", "generator ns/IO", "p50 us")]
+    for (total, pairs), point in found.items():
+        rows.append((f"{pairs} queue pairs, {total} in flight", with_spread(point, "iops", 1e-6), with_spread(point, "target_ns", 1, 1),
+                     f"{point.median('own_ns'):.1f}", with_spread(point, "p50_ns", 1e-3)))
+    table(rows)
+    for total in (128, 512):
+        ratio = found[total, 16].median("iops") / found[total, 1].median("iops")
+        run.bar(f"16 queue pairs / 1, {total} in flight: IOPS", f"{ratio:.2f}", "at least 0.95", ratio >= 0.95)
 
 
 def stages(run):
@@ -311,5 +334,5 @@ def uring(run):
         run.bar(f"uring, depth 128, {name}: IOPS / fio's better", f"{ratio:.3f}", "at least 0.95", ratio >= 0.95)
 
 
-ALL = {"figures": figures, "malloc": malloc, "uring": uring, "load": load, "depth": depth, "endpoints": endpoints, "stages": stages,
-       "idle": idle, "guests": guests.section}
+ALL = {"figures": figures, "malloc": malloc, "uring": uring, "load": load, "depth": depth, "endpoints": endpoints,
+       "queue_pairs": queue_pairs, "stages": stages, "idle": idle, "guests": guests.section}

@@ -3,12 +3,9 @@
 //! All of it is a few atomics and no message: the transport changes what it wants and bumps the epoch; the owner sees
 //! the new epoch at the start of its next pass, follows, and acknowledges. An owner that sleeps is woken.
 
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering},
 };
 
 use reactor::Waker;
@@ -24,7 +21,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DoorbellMode {
     /// Each kick is a message on the socket. Until the first, the queue is also looked at every
-    /// [`FALLBACK_PERIOD`]: some drivers never kick (SPDK's initiator).
+    /// millisecond, and oftener at first: some drivers never kick (SPDK's initiator).
     #[default]
     Auto,
     /// The notify page is mapped: a kick is a store that nobody sees. The queue is always looked at.
@@ -84,9 +81,6 @@ impl Doorbell {
         }
     }
 }
-
-/// How often a sleeping queue is looked at whose driver may not kick.
-pub const FALLBACK_PERIOD: Duration = Duration::from_millis(1);
 
 /// Where a queue is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

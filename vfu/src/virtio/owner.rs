@@ -6,7 +6,7 @@ use std::sync::{Arc, atomic::Ordering};
 use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Waker, Watch, Work};
 
 use super::{
-    control::{FALLBACK_PERIOD, QueueControl, QueueState},
+    control::{QueueControl, QueueState},
     device::{Handler, MakeHandler, Verdict, offer_chain, offer_triple},
     queue::{ActivateError, Chain, Format, Head, Position, QueueConfig, Ring, RingError, RingLayout},
     remote::{Ended, RemoteQueue},
@@ -16,6 +16,7 @@ use crate::{
     dma::View,
     irq::Signal,
     last_words::LastWords,
+    lookout::Lookout,
     moderation::{Moderation, Moderator},
     points::{QUEUE_START, QUEUE_STOP, VIRTIO},
     stages::{Laps, Sampler, Stage, Untimed},
@@ -126,8 +127,7 @@ struct Owner<R, H> {
     is_broken: bool,
     /// The epoch that was followed last.
     epoch: u64,
-    /// The fallback period in ticks.
-    fallback: u64,
+    lookout: Lookout,
     _completions: Option<Watch>,
     /// How it ended; must stay the last field.
     last_words: LastWords,
@@ -145,7 +145,6 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         });
         let view = View::new(&bus.windows);
         let signal = bus.irqs.signal(control.vector());
-        let fallback = cx.clock().ticks(FALLBACK_PERIOD);
         Self {
             name,
             bus,
@@ -168,7 +167,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             chain: Chain::with_room(usize::from(queue_size) + FRAME_SEGMENTS),
             is_broken: false,
             epoch: 0,
-            fallback,
+            lookout: Lookout::new(cx.clock(), 0),
             _completions: completions,
             last_words: LastWords::default(),
         }
@@ -522,6 +521,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             let outcome;
             (taken, outcome) = self.take(laps);
             if taken.chains > 0 {
+                self.lookout.found();
                 let requests = &self.control.counters().requests;
                 requests.store(requests.load(Ordering::Relaxed) + u64::from(taken.chains), Ordering::Relaxed);
                 laps.count(taken.chains, 0);
@@ -585,7 +585,7 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
             return Park::Ready;
         }
         if self.handler.is_accepting() && self.control.needs_fallback() {
-            let look = now.after(self.fallback);
+            let look = now.after(self.lookout.next());
             until = Some(until.map_or(look, |until| until.min(look)));
         }
         until.map_or(Park::Wait, Park::Until)

@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     device::{Bus, DeviceModel, Home, Mappable, Progress},
+    lookout::Lookout,
     pci::{Bar, Identity, Layout},
 };
 
@@ -155,8 +156,8 @@ impl NvmePci {
         let (name, group) = (format!("{}_admin", self.home.group.name()), self.home.group.clone());
         let sent = self.reactor.send(Box::new(move |reactor| {
             reactor.add(PollerSpec::new(name, &group), |cx| {
-                let period = cx.clock().ticks(owner::FALLBACK_PERIOD);
-                Box::new(AdminPoller { device, doorbells, home, core, seen: None, period, looks: 0 })
+                let lookout = Lookout::new(cx.clock(), owner::ADMIN_DOUBLINGS);
+                Box::new(AdminPoller { device, doorbells, home, core, seen: None, lookout })
             });
         }));
         self.is_unpolled = sent.is_err();
@@ -173,8 +174,7 @@ struct AdminPoller {
     core: u32,
     /// The doorbells when there was nothing to do: while they stand so, there is nothing.
     seen: Option<[u32; 3]>,
-    period: u64,
-    looks: u32,
+    lookout: Lookout,
 }
 
 impl Poller for AdminPoller {
@@ -188,7 +188,8 @@ impl Poller for AdminPoller {
         }
         let Some(device) = self.device.upgrade() else { return Work::Done };
         if lock(&device).poll_admin() {
-            (self.looks, self.seen) = (0, None);
+            self.lookout.found();
+            self.seen = None;
             Work::Busy
         } else {
             self.seen = Some(now);
@@ -203,8 +204,10 @@ impl Poller for AdminPoller {
             return Park::Ready;
         }
         // A controller that is not enabled is looked at rarely: its first admin command follows a register write.
-        self.looks = if device.is_enabled() { self.looks.saturating_add(1) } else { u32::MAX };
-        Park::Until(now.after(self.period * owner::periods(self.looks, owner::ADMIN_DOUBLINGS)))
+        if !device.is_enabled() {
+            self.lookout.expect_nothing();
+        }
+        Park::Until(now.after(self.lookout.next()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A completion queue's owner: the poller that takes commands off its submission queues, executes them, and posts what is
 //! done. One owner per completion queue, on one reactor, with channels of its own.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Watch, Work};
 
@@ -17,6 +17,7 @@ use crate::{
     dma::{Asker, View},
     irq::Signal,
     last_words::LastWords,
+    lookout::Lookout,
     moderation::{Moderation, Moderator},
     nvme::{
         controller::ControllerOptions,
@@ -29,18 +30,10 @@ use crate::{
     stages::{Laps, Sampler, Stage, Untimed},
 };
 
-/// How often a sleeping queue is looked at whose doorbells are mapped.
-pub(super) const FALLBACK_PERIOD: Duration = Duration::from_millis(1);
-/// Looks without work after which the period doubles.
-const LOOKS_PER_STEP: u32 = 64;
-/// How often it doubles: to eight times for an I/O queue, to 32 times for the admin queue, where nobody minds.
+/// How often the silence of a queue doubles beyond a millisecond: to eight for an I/O queue, to 32 for the admin queue,
+/// where nobody minds.
 const DOUBLINGS: u32 = 3;
 pub(super) const ADMIN_DOUBLINGS: u32 = 5;
-
-/// How long a queue that was looked at in vain so often sleeps, in periods.
-pub(super) fn periods(looks: u32, doublings: u32) -> u64 {
-    1 << (looks / LOOKS_PER_STEP).min(doublings)
-}
 
 /// All that is needed to start a completion queue on another reactor.
 pub(super) struct Start {
@@ -101,8 +94,7 @@ struct Owner {
     /// The last pass left commands for want of room in the completion queue.
     blocked: bool,
     epoch: u64,
-    fallback: u64,
-    looks: u32,
+    lookout: Lookout,
     sampler: Sampler,
     cx: PollerCx,
     watches: Vec<Watch>,
@@ -144,8 +136,7 @@ impl Owner {
             asserted: false,
             blocked: false,
             epoch: 0,
-            fallback: cx.clock().ticks(FALLBACK_PERIOD),
-            looks: 0,
+            lookout: Lookout::new(cx.clock(), DOUBLINGS),
             sampler: Sampler::new(cx.clock()),
             cx: cx.clone(),
             watches: Vec::new(),
@@ -317,7 +308,7 @@ impl Owner {
         if waiting == 0 && self.io.in_flight() == 0 && !moved {
             return Work::Idle;
         }
-        self.looks = 0;
+        self.lookout.found();
         let blocked = self.blocked;
         // A queue whose driver does not look at its completions has nothing to do, however much waits.
         if self.complete(posted, now, laps) || (waiting > 0 && !blocked) || moved {
@@ -529,10 +520,7 @@ impl Poller for Owner {
         }
         let held = self.moderator.as_ref().and_then(Moderator::deadline);
         // Even a client that maps them may trap for a while (QEMU, while an INTx is up), and then map again.
-        let look = self.doorbells.is_mapped.then(|| {
-            self.looks = self.looks.saturating_add(1);
-            now.after(self.fallback * periods(self.looks, DOUBLINGS))
-        });
+        let look = self.doorbells.is_mapped.then(|| now.after(self.lookout.next()));
         held.into_iter().chain(look).min().map_or(Park::Wait, Park::Until)
     }
 
