@@ -11,8 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::event::{Timespec, epoll};
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 use crate::poller::PollerId;
 
@@ -180,21 +179,22 @@ impl WatchSet {
 
 /// The number of events.
 fn wait(epoll: &OwnedFd, events: &mut [epoll::Event], timeout: Option<Duration>) -> usize {
-    match epoll::wait(epoll, &mut *events, timespec(timeout).as_ref()) {
-        Ok(count) => count,
-        // A timeout finer than a millisecond needs epoll_pwait2 (Linux 5.11); without it, wait a little longer.
-        Err(Errno::NOSYS) => {
-            epoll::wait(epoll, events, timespec(timeout.map(whole_millis)).as_ref()).unwrap_or(0)
+    // epoll's own timeout is one of whole milliseconds, rounded up (in `rustix` too, without Linux 5.11), and pollers name
+    // deadlines of microseconds. ppoll waits as long as it is told.
+    let now = Timespec::default();
+    let how_long = match timespec(timeout) {
+        Some(how_long) if how_long != now => {
+            let mut only = [PollFd::new(epoll, PollFlags::IN)];
+            if matches!(poll(&mut only, Some(&how_long)), Ok(0)) {
+                return 0;
+            }
+            Some(now)
         }
-        // EINTR: the caller looks around and comes back. Anything else would mean that our own descriptor or buffer is
-        // bad, which cannot be; an empty answer keeps the reactor polling.
-        Err(_) => 0,
-    }
-}
-
-fn whole_millis(timeout: Duration) -> Duration {
-    const MILLI: Duration = Duration::from_millis(1);
-    Duration::from_millis(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)).saturating_add(MILLI)
+        how_long => how_long,
+    };
+    // EINTR: the caller looks around and comes back. Anything else would mean that our own descriptor or buffer is bad,
+    // which cannot be; an empty answer keeps the reactor polling.
+    epoll::wait(epoll, events, how_long.as_ref()).unwrap_or(0)
 }
 
 /// Longer than a timespec holds is for ever.
@@ -354,10 +354,17 @@ mod tests {
     }
 
     #[test]
-    fn coarse_timeout_is_whole_milliseconds_and_not_shorter() {
-        assert_eq!(whole_millis(Duration::from_micros(1)), Duration::from_millis(1));
-        assert_eq!(whole_millis(Duration::from_micros(2500)), Duration::from_millis(3));
-        assert!(whole_millis(Duration::MAX) >= Duration::from_millis(u64::MAX));
+    fn wait_of_microseconds_takes_no_millisecond() {
+        const WAIT: Duration = Duration::from_micros(50);
+        let (set, _bell) = set();
+        let waited = (0..200).map(|_| {
+            let start = std::time::Instant::now();
+            set.wait(Some(WAIT), &mut Vec::new());
+            start.elapsed()
+        });
+        // However busy the machine is: of whole milliseconds, no wait would be shorter.
+        let shortest = waited.min().unwrap();
+        assert!(shortest >= WAIT && shortest < Duration::from_millis(1), "{shortest:?}");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The endless loop of a reactor thread, and its sleep.
 //!
-//! Sleep is one `epoll_wait` for everything: the bell that senders ring, watched descriptors, and the earliest deadline
-//! as its timeout. See `sleep` for why no news is missed on the way into it.
+//! Sleep is one wait for everything: the bell that senders ring, watched descriptors, and the earliest deadline as its
+//! timeout. See `sleep` for why no news is missed on the way into it.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,10 +15,15 @@ use crate::points::{POINTS, REACTOR_SLEEP, REACTOR_WAKE};
 
 use super::{Pass, Reactor};
 
+/// By how much the kernel may be late with a deadline, to wake for several at once.
+const TIMER_SLACK_NANOS: Option<NonZeroU64> = NonZeroU64::new(1_000);
+
 impl Reactor {
     /// Runs until a handle says stop. The calling thread is a reactor thread from then on.
     pub fn run(&mut self) {
         mark_reactor_thread();
+        // Deadlines are of microseconds; the kernel lets them slip by 50 otherwise. Where it cannot be had, they slip.
+        let _ = rustix::thread::set_current_timer_slack(TIMER_SLACK_NANOS);
         let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         self.shared.counters.tid.store(tid, Ordering::Relaxed);
         loop {
