@@ -133,8 +133,8 @@ pub(crate) struct Engine<D> {
     pub(crate) disks: Vec<Disk<D>>,
     lanes: Vec<Lane>,
     depth: u16,
-    /// Finished requests taken before what follows them is published. Half the depth at most: the device has the other
-    /// half to work on meanwhile.
+    /// Finished requests taken before what follows them is published. Half of all that are in flight at most: the device
+    /// has the other half to work on meanwhile.
     batch: u32,
     block_size: u32,
     stall: u64,
@@ -157,7 +157,9 @@ impl<D: Drive> Engine<D> {
                 Lane { disk, queue, slots: slots.into_boxed_slice(), in_flight: 0, pace: None }
             })
         });
-        let lanes = lanes.collect();
+        let lanes: Vec<Lane> = lanes.collect();
+        let all = u32::from(depth).saturating_mul(u32::try_from(lanes.len()).unwrap_or(u32::MAX));
+        let batch = (all / 2).clamp(1, BATCH_MAX);
         let stall = clock.ticks(STALL);
         let latency = Latency::new(clock.ticks_per_second());
         Self {
@@ -165,7 +167,7 @@ impl<D: Drive> Engine<D> {
             disks,
             lanes,
             depth,
-            batch: (u32::from(depth) / 2).clamp(1, BATCH_MAX),
+            batch,
             block_size,
             stall,
             latency,
