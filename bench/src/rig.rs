@@ -202,7 +202,7 @@ impl Namespace {
         let mut driver = Nvme::connect(socket, MEMORY)?;
         driver.map_doorbells()?;
         driver.enable()?;
-        driver.create_queues(1, 256)?;
+        driver.create_polled_queues(1, 256)?;
         driver.memory.populate()?;
         let page = |_| driver.memory.allocate(BLOCK as usize, BLOCK as usize).map(|at| [at, 0]);
         let pages = (0..args.depth).map(page).collect::<Result<_, _>>()?;

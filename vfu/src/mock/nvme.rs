@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// PCI command register: memory, bus master, INTx disabled.
 const PCI_COMMAND: u64 = 0x04;
 const PCI_ENABLE: u16 = 0x0406;
+/// Flags of a queue that is created (Base, 5.5): PC, and IEN of a completion queue.
+const CONTIGUOUS: u32 = 1;
+const INTERRUPTS: u32 = 1 << 1;
 
 /// Why a controller cannot be driven.
 #[derive(Debug, thiserror::Error)]
@@ -209,11 +212,23 @@ impl Nvme {
         Ok(())
     }
 
-    /// Creates I/O queue pairs, each with a completion queue of its own.
+    /// Creates I/O queue pairs, each with a completion queue of its own that interrupts.
     ///
     /// # Errors
     /// See [`NvmeError`].
     pub fn create_queues(&mut self, count: u16, size: u16) -> Result<(), NvmeError> {
+        self.create_pairs(count, size, CONTIGUOUS | INTERRUPTS)
+    }
+
+    /// The same without interrupts, for a driver that looks by itself.
+    ///
+    /// # Errors
+    /// See [`NvmeError`].
+    pub fn create_polled_queues(&mut self, count: u16, size: u16) -> Result<(), NvmeError> {
+        self.create_pairs(count, size, CONTIGUOUS)
+    }
+
+    fn create_pairs(&mut self, count: u16, size: u16, cq_flags: u32) -> Result<(), NvmeError> {
         for _ in 0..count {
             let qid = u16::try_from(self.io.len() + 1).unwrap_or(u16::MAX);
             let pair = QueuePair::new(&mut self.memory, qid, size)?;
@@ -223,7 +238,7 @@ impl Nvme {
                 opcode: admin::CREATE_CQ,
                 dptr: [cq, 0],
                 cdw10,
-                cdw11: u32::from(qid) << 16 | 0b11,
+                cdw11: u32::from(qid) << 16 | cq_flags,
                 ..Command::default()
             };
             self.admin_ok(create)?;
@@ -231,7 +246,7 @@ impl Nvme {
                 opcode: admin::CREATE_SQ,
                 dptr: [sq, 0],
                 cdw10,
-                cdw11: u32::from(qid) << 16 | 1,
+                cdw11: u32::from(qid) << 16 | CONTIGUOUS,
                 ..Command::default()
             };
             self.admin_ok(create)?;

@@ -63,7 +63,7 @@ impl NvmeDisk {
         let is_mapped = options.rings == Rings::Auto && nvme.map_doorbells().is_ok();
         nvme.enable()?;
         let (blocks, block_size) = nvme.namespace_size(NSID)?;
-        nvme.create_queues(options.queues, options.queue_size)?;
+        nvme.create_polled_queues(options.queues, options.queue_size)?;
         if options.rings == Rings::Auto && !is_mapped {
             match nvme.use_shadow_doorbells() {
                 Ok(()) | Err(NvmeError::Failed { .. }) => {}
