@@ -112,7 +112,7 @@ impl Target {
     }
 
     /// The next request; none when all is done.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<Pick> {
         let block = match self.order {
             Order::Random => self.random.below(self.extent.blocks),
@@ -128,6 +128,7 @@ impl Target {
         Some(Pick { block, sector: self.extent.sector + block * self.extent.block_sectors, write })
     }
 
+    #[cold]
     fn next_written(&mut self) -> Option<u64> {
         let generations = &self.ledger.as_ref()?.generations;
         let from = usize::try_from(self.cursor).ok()?;
@@ -138,6 +139,7 @@ impl Target {
 
     /// The first block from `block` on that has no request in flight. There is one: the plan has seen to it that there
     /// are more blocks than requests.
+    #[cold]
     fn reserve(&mut self, block: u64) -> u64 {
         let Some(ledger) = &mut self.ledger else { return block };
         let from = usize::try_from(block).unwrap_or(0);

@@ -33,6 +33,8 @@ struct Indirect {
 pub struct PackedDriver {
     areas: Areas,
     size: u16,
+    /// The same as wide as an index gets, and not with the narrow fields that are stored for every chain.
+    entries: u32,
     desc: Span,
     driver: Span,
     device: Span,
@@ -65,9 +67,9 @@ fn write_flag(buffer: &Buffer) -> u16 {
 
 impl PackedDriver {
     #[inline]
-    fn advance((at, wrap): (u16, bool), by: u16, size: u16) -> (u16, bool) {
+    fn advance((at, wrap): (u16, bool), by: u16, entries: u32) -> (u16, bool) {
         let to = u32::from(at) + u32::from(by);
-        if to >= u32::from(size) { ((to - u32::from(size)) as u16, !wrap) } else { (to as u16, wrap) }
+        if to >= entries { ((to - entries) as u16, !wrap) } else { (to as u16, wrap) }
     }
 
     /// Writes a descriptor and goes on; the flags of the first one that is not published stay behind.
@@ -84,7 +86,7 @@ impl PackedDriver {
             table.write(at, entry.addr);
             table.write(at + 8, u64::from(entry.len) | u64::from(entry.id) << 32 | u64::from(flags) << 48);
         }
-        self.avail = Self::advance(self.avail, 1, self.size);
+        self.avail = Self::advance(self.avail, 1, self.entries);
     }
 
     /// Puts a chain into the id's own table. False without one that is long enough.
@@ -177,6 +179,7 @@ impl DriverRing for PackedDriver {
         Ok(Self {
             areas: Areas { desc, driver, device },
             size,
+            entries: size.into(),
             desc: desc_span,
             driver: driver_span,
             device: device_span,
@@ -263,7 +266,7 @@ impl DriverRing for PackedDriver {
         if count == 0 {
             return Err(RingFault::NotInFlight(u32::from(entry.id)));
         }
-        self.used = Self::advance(self.used, count, self.size);
+        self.used = Self::advance(self.used, count, self.entries);
         self.room += count;
         self.free.push(entry.id);
         let len = if entry.flags & desc::WRITE != 0 { entry.len } else { 0 };

@@ -54,6 +54,9 @@ struct Indirect {
 pub struct SplitDriver {
     areas: Areas,
     size: u16,
+    /// Its entries less one, as wide as a register: a narrow field may be loaded in one with a neighbour that was just stored,
+    /// and then has to wait until all stores are done.
+    mask: usize,
     desc: Table,
     avail: Span,
     used: Span,
@@ -93,7 +96,7 @@ fn flags_of(buffer: &Buffer, is_last: bool) -> u16 {
 impl SplitDriver {
     #[inline]
     fn slot(&self, index: u16) -> usize {
-        usize::from(index & (self.size - 1))
+        usize::from(index) & self.mask
     }
 
     fn used_event_at(&self) -> usize {
@@ -231,6 +234,7 @@ impl DriverRing for SplitDriver {
         Ok(Self {
             areas: Areas { desc, driver, device },
             size,
+            mask: entries - 1,
             desc: table(desc_span, entries),
             avail,
             used,
@@ -315,8 +319,10 @@ impl DriverRing for SplitDriver {
         }
         let at = RING + USED_LEN * self.slot(self.next_used);
         let UsedElem { id, len } = self.used.slice().read(at);
-        let slot =
-            u16::try_from(id).ok().filter(|&slot| slot < self.size).ok_or(RingFault::NotInFlight(id))?;
+        let slot = u16::try_from(id)
+            .ok()
+            .filter(|&slot| usize::from(slot) <= self.mask)
+            .ok_or(RingFault::NotInFlight(id))?;
         let count = std::mem::take(&mut self.lengths[usize::from(slot)]);
         if count == 0 {
             return Err(RingFault::NotInFlight(id));

@@ -21,8 +21,6 @@ pub struct QueuePair {
     /// Guest addresses of the rings.
     pub(super) addresses: (u64, u64),
     tail: u16,
-    /// How far the controller says it has fetched.
-    fetched: u16,
     head: u16,
     phase: bool,
     /// The tail and the head that the controller was told last.
@@ -47,7 +45,6 @@ impl QueuePair {
             cq,
             addresses,
             tail: 0,
-            fetched: 0,
             head: 0,
             phase: true,
             told: (0, 0),
@@ -62,7 +59,7 @@ impl QueuePair {
         for at in (0..usize::from(self.size) * CQE_LEN).step_by(4) {
             self.cq.slice().write(at, 0_u32);
         }
-        (self.tail, self.fetched, self.head, self.phase, self.told) = (0, 0, 0, true, (0, 0));
+        (self.tail, self.head, self.phase, self.told) = (0, 0, true, (0, 0));
         self.used.fill(false);
         self.free.clear();
         self.free.extend(0..self.size);
@@ -96,9 +93,9 @@ impl QueuePair {
     #[inline]
     #[must_use]
     pub fn next_cid(&self) -> Option<u16> {
-        let next = if self.tail + 1 == self.size { 0 } else { self.tail + 1 };
-        // One identifier stays free, as one entry does.
-        if next == self.fetched || self.free.len() <= 1 { None } else { self.free.front().copied() }
+        // One identifier stays free, as one entry does: with room for a command's identifier there is room for its entry, as
+        // the controller has fetched all that it has completed.
+        if self.free.len() <= 1 { None } else { self.free.front().copied() }
     }
 
     /// Puts a command into the queue, with an identifier of its own; none if there is no room.
@@ -135,7 +132,6 @@ impl QueuePair {
         assert_eq!(completion.sq_id, self.qid, "{completion:?}");
         assert!(completion.sq_head < self.size, "{completion:?}");
         self.free.push_back(completion.cid);
-        self.fetched = completion.sq_head;
         self.head += 1;
         if self.head == self.size {
             (self.head, self.phase) = (0, !self.phase);
