@@ -95,6 +95,15 @@ impl Sq {
         }
     }
 
+    /// Has the processor fetch the entry `ahead` of the head.
+    #[inline]
+    pub(super) fn fetch(&self, ahead: u16) {
+        if let Some(entries) = &self.entries {
+            let at = self.head + ahead;
+            entries.prefetch(if at < self.setup.size { at } else { at - self.setup.size });
+        }
+    }
+
     /// Entries that wait. The tail is loaded with acquire.
     #[inline]
     pub(super) fn look(&mut self) -> Result<u16, BadDoorbell> {
