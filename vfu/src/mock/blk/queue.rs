@@ -66,6 +66,8 @@ pub struct BlkQueue<R> {
     max_io: u32,
     max_buffer: u32,
     capacity: u16,
+    /// Of the request that was polled last.
+    last_slot: u16,
 }
 
 impl<R: DriverRing> BlkQueue<R> {
@@ -114,6 +116,7 @@ impl<R: DriverRing> BlkQueue<R> {
             max_io,
             max_buffer,
             capacity,
+            last_slot: 0,
         })
     }
 
@@ -214,10 +217,12 @@ impl<R: DriverRing> BlkQueue<R> {
         self.ring.publish_quietly();
     }
 
-    /// Has the processor fetch what [`Self::poll`] looks at first.
+    /// Has the processor fetch what [`Self::poll`] looks at first. Statuses lie so close together that the next one is most likely
+    /// where the last one was.
     #[inline]
     pub fn prefetch(&self) {
         self.ring.prefetch();
+        self.statuses.slice().prefetch(usize::from(self.last_slot));
     }
 
     /// A finished request, if there is one. Its data and status stay until its slot is submitted again.
@@ -227,6 +232,7 @@ impl<R: DriverRing> BlkQueue<R> {
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Done>, RingFault> {
         let Some(used) = self.ring.pop()? else { return Ok(None) };
+        self.last_slot = used.slot;
         let status = self.statuses.slice().read(usize::from(used.slot));
         Ok(Some(Done { slot: used.slot, status, len: used.len }))
     }
