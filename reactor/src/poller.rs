@@ -3,6 +3,7 @@
 //! Every queue, socket and backend of the target is a poller. A poller lives and dies on one thread; what it keeps from
 //! its [`PollerCx`] is its only way to be found by others.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -163,6 +164,7 @@ struct Ties {
     shared: Arc<Shared>,
     watches: Rc<WatchSet>,
     flag: Arc<WakeFlag>,
+    fence: Rc<Cell<bool>>,
 }
 
 impl PollerCx {
@@ -171,13 +173,22 @@ impl PollerCx {
         shared: &Arc<Shared>,
         watches: &Rc<WatchSet>,
         flag: &Arc<WakeFlag>,
+        fence: &Rc<Cell<bool>>,
     ) -> PollerCx {
         PollerCx(Rc::new(Ties {
             id,
             shared: Arc::clone(shared),
             watches: Rc::clone(watches),
             flag: Arc::clone(flag),
+            fence: Rc::clone(fence),
         }))
+    }
+
+    /// Has the reactor execute a sequentially consistent fence between this poll and the next: one for all pollers that have
+    /// asked for it, where each of them would wait until its own stores are done.
+    #[inline]
+    pub fn fence_before_next_poll(&self) {
+        self.0.fence.set(true);
     }
 
     /// What brings this poller back from any thread.

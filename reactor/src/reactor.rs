@@ -12,6 +12,7 @@ mod stall;
 mod tests;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
@@ -81,6 +82,12 @@ struct Tenant {
     park_at: Tick,
     /// Its spin under the present mode.
     spin_ticks: u64,
+    /// How long it spins after work: its spin, or longer (see `Reactor::set_patience`).
+    patience_ticks: u64,
+    /// When it parked last, and how often the reactor had rested by then.
+    parked: (Tick, u64),
+    /// It has found no work since it was parked.
+    is_back: bool,
     /// Polls not yet in `counters`.
     runs: u64,
     place: Place,
@@ -118,6 +125,8 @@ pub struct Reactor {
     active: Vec<u32>,
     /// The present pass's way through `active`.
     cursor: usize,
+    /// A poller wants a fence before it is polled again.
+    fence: Rc<Cell<bool>>,
     /// Parked pollers with a deadline.
     deadlines: Timers,
     /// Timed pollers.
@@ -148,6 +157,8 @@ pub struct Reactor {
     /// Calls of pollers since the last reading of the clock, all of which found no work. 0: the next call's time is its
     /// own.
     untimed_calls: u32,
+    /// How often it had nothing left to poll.
+    rests: u64,
     /// Did the present pass find work?
     busy: bool,
     in_pass: bool,
@@ -177,6 +188,7 @@ impl Reactor {
             next_serial: 0,
             active: Vec::new(),
             cursor: 0,
+            fence: Rc::default(),
             deadlines: Timers::new(),
             periods: Timers::new(),
             woken: Vec::new(),
@@ -191,6 +203,7 @@ impl Reactor {
             look_interval: 0,
             next_publish: now,
             untimed_calls: 0,
+            rests: 0,
             busy: false,
             in_pass: false,
             stopped: false,
@@ -231,7 +244,7 @@ impl Reactor {
         let generation = reused.map_or(0, |slot| self.slots[slot as usize].generation);
         let id = PollerId { slot, generation };
         let flag = Arc::new(WakeFlag::new());
-        let poller = build(&PollerCx::new(id, &self.shared, &self.watches, &flag));
+        let poller = build(&PollerCx::new(id, &self.shared, &self.watches, &flag, &self.fence));
         // Nothing was noted until here, nothing fails from here.
         if reused.is_some() {
             self.free.pop();
@@ -268,6 +281,9 @@ impl Reactor {
             poller,
             park_at,
             spin_ticks,
+            patience_ticks: spin_ticks,
+            parked: (since, 0),
+            is_back: false,
             runs: 0,
             place,
             flag,
@@ -382,6 +398,7 @@ impl Reactor {
             let spin_ticks = self.spin_ticks_of(tenant.spin);
             let tenant = self.slots[slot].tenant.as_mut().expect("it was there a line ago");
             tenant.spin_ticks = spin_ticks;
+            tenant.patience_ticks = spin_ticks;
             tenant.park_at = self.now.after(spin_ticks);
             if mode == Mode::PollOnly && tenant.place == Place::Parked && tenant.spin != Spin::None {
                 self.woken.push(slot as u32);

@@ -6,7 +6,7 @@
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use crate::clock::{Clock, Tick};
@@ -17,7 +17,7 @@ use crate::poller::{Park, Work};
 use crate::stats::PollerState;
 
 use super::stall::Held;
-use super::{Place, Reactor, panic_text};
+use super::{Place, Reactor, Tenant, panic_text};
 
 /// Messages run before the pollers get their turn again.
 const MESSAGES_PER_PASS: usize = 32;
@@ -35,6 +35,12 @@ const DEADLINE_SLACK: Duration = Duration::from_micros(100);
 /// A poller that cannot be woken is asked to park again after this time, or after its spin if that is longer.
 const ASK_AGAIN: Duration = Duration::from_micros(50);
 
+/// A poller that finds work so soon after it parked, while the reactor had no rest, should not have parked.
+const BACK_SOON: Duration = Duration::from_millis(1);
+
+/// How patient pollers become that are always back soon.
+const MOST_PATIENCE: Duration = Duration::from_millis(2);
+
 /// The counts of polls without work are up to this old in the snapshots.
 pub const PUBLISH_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -45,6 +51,8 @@ pub(super) struct Intervals {
     look_idle: u64,
     slack: u64,
     ask_again: u64,
+    back_soon: u64,
+    most_patience: u64,
     publish: u64,
 }
 
@@ -55,6 +63,8 @@ impl Intervals {
             look_idle: clock.ticks(LOOK_INTERVAL_IDLE),
             slack: clock.ticks(DEADLINE_SLACK),
             ask_again: clock.ticks(ASK_AGAIN),
+            back_soon: clock.ticks(BACK_SOON),
+            most_patience: clock.ticks(MOST_PATIENCE),
             publish: clock.ticks(PUBLISH_INTERVAL),
         }
     }
@@ -106,6 +116,9 @@ impl Reactor {
             self.run_messages(waiting.min(MESSAGES_PER_PASS));
         }
         self.gather();
+        if self.fence.take() {
+            fence(Ordering::SeqCst);
+        }
         // One landing pad for the whole pass: a panicking poller is removed, the rest of the pass goes on behind it.
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run_pollers())) {
             // The landing has lost the count.
@@ -220,6 +233,7 @@ impl Reactor {
         self.deadlines.cancel(slot);
         tenant.flag.disarm();
         tenant.place = Place::Active;
+        tenant.is_back = true;
         tenant.counters.set_state(PollerState::Active);
         tenant.park_at = self.now.after(patience_ticks);
         self.active.push(slot);
@@ -303,6 +317,7 @@ impl Reactor {
             }
             None => {
                 tenant.place = Place::Parked;
+                tenant.parked = (now, self.rests);
                 tenant.counters.set_state(PollerState::Parked);
                 POINTS.record_text(POLLER_PARK, slot.into(), &tenant.counters.name);
                 tenant.publish_runs();
@@ -341,13 +356,29 @@ impl Reactor {
         let ticks = self.read_clock();
         self.busy = true;
         let tenant = self.slots[slot as usize].tenant.as_mut().expect("it was polled just now");
-        tenant.park_at = self.now.after(tenant.spin_ticks);
+        if tenant.is_back {
+            Self::set_patience(tenant, self.now, self.rests, &self.intervals);
+        }
+        tenant.park_at = self.now.after(tenant.patience_ticks);
         tenant.publish_runs();
         tenant.counters.busy_count.add(1);
         tenant.counters.busy_ticks.add(ticks);
         tenant.share.add_busy(ticks);
         self.shared.counters.busy_ticks.add(ticks);
         self.check_stall(ticks, held);
+    }
+
+    /// A poller has found the first work since it parked. Among many busy ones a queue's turn with its driver may come later
+    /// than its spin lasts: it would park and be woken in every round, which costs its driver a notification and us more than
+    /// polling it on. So its patience doubles while that is so. Where the reactor had a rest meanwhile, parking saved power,
+    /// and the spin is as it was asked for.
+    #[cold]
+    fn set_patience(tenant: &mut Tenant, now: Tick, rests: u64, intervals: &Intervals) {
+        let (parked_at, rests_before) = tenant.parked;
+        let longer = tenant.patience_ticks.saturating_mul(2).min(intervals.most_patience);
+        let is_early = rests == rests_before && now.since(parked_at) < intervals.back_soon;
+        tenant.patience_ticks = if is_early { longer.max(tenant.spin_ticks) } else { tenant.spin_ticks };
+        tenant.is_back = false;
     }
 
     /// The poll that ended just now found none, and its time is of interest all the same.
@@ -401,12 +432,13 @@ impl Reactor {
         }
     }
 
-    fn verdict(&self) -> Pass {
+    fn verdict(&mut self) -> Pass {
         if self.busy {
             Pass::Busy
         } else if self.active.is_empty() && self.now >= self.quiet_at && self.orders.mode() != Mode::PollOnly
         {
             let next = self.deadlines.next().min(self.periods.next());
+            self.rests += 1;
             Pass::Sleepy((next != Tick::MAX).then_some(next))
         } else {
             Pass::Idle

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Waker, Watch, Work};
+use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Watch, Work};
 
 use super::{
     control::{QueueControl, QueueState},
@@ -116,11 +116,15 @@ struct Owner<R, H> {
     remote_epoch: u64,
     /// A change was followed before the chain under way was back: the handler is still to be told.
     owes_refresh: bool,
-    waker: Waker,
+    cx: PollerCx,
     handler: H,
     view: View,
     signal: Signal,
     moderator: Option<Moderator>,
+    /// The driver wanted no interrupt when it was asked last.
+    is_quiet: bool,
+    /// What was given back in the last pass was published, and the driver not asked yet.
+    unasked: bool,
     sampler: Sampler,
     chain: Chain,
     /// The driver broke the ring.
@@ -157,11 +161,13 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             remote_settled: 0,
             remote_epoch: 0,
             owes_refresh: false,
-            waker: cx.waker(),
+            cx: cx.clone(),
             handler,
             view,
             signal,
             moderator,
+            is_quiet: false,
+            unasked: false,
             sampler: Sampler::new(cx.clock()),
             // Of the smallest queues, room for a header, data and a status.
             chain: Chain::with_room(usize::from(queue_size) + FRAME_SEGMENTS),
@@ -185,7 +191,15 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if given_back == 0 {
             return false;
         }
-        let wanted = ring.publish();
+        if self.is_quiet && self.moderator.is_none() {
+            self.unasked = ring.publish();
+            self.cx.fence_before_next_poll();
+            laps.count(0, given_back);
+            laps.lap(Stage::Complete);
+            return true;
+        }
+        let wanted = ring.publish_and_ask();
+        self.is_quiet = !wanted;
         laps.count(0, given_back);
         laps.lap(Stage::Complete);
         let raise = match &mut self.moderator {
@@ -197,6 +211,17 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             laps.lap(Stage::Interrupt);
         }
         true
+    }
+
+    /// Asks the driver about what was published in the last pass. A fence lies between: the reactor's, for all queues.
+    #[inline]
+    fn ask(&mut self) {
+        self.unasked = false;
+        let Some(ring) = &mut self.ring else { return };
+        self.is_quiet = !ring.wants_interrupt();
+        if !self.is_quiet {
+            self.raise();
+        }
     }
 
     #[cold]
@@ -289,6 +314,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     /// acknowledgement knows that nothing uses what was there before.
     #[cold]
     fn follow(&mut self, epoch: u64, now: Tick) -> Work {
+        // The ring may not be there any more in the next pass.
+        self.is_quiet = false;
         let finished = self.complete(0, now, &mut Untimed);
         if self.moderator.as_mut().is_some_and(Moderator::flush) {
             self.raise();
@@ -413,8 +440,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
 
     fn start_remote(&mut self) {
         let room = self.chain.room();
-        let made =
-            RemoteQueue::new(&self.name, &self.bus, self.layout, self.position, self.waker.clone(), room);
+        let made = RemoteQueue::new(&self.name, &self.bus, self.layout, self.position, self.cx.waker(), room);
         match made {
             Ok(remote) => self.remote = Some(remote),
             Err(error) => {
@@ -496,6 +522,9 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         // Windows that were torn since are not used from here on.
         let _ = view.torn();
         self.handler.begin(now.raw(), view);
+        if self.unasked {
+            self.ask();
+        }
         let accepting = self.handler.is_accepting() && !self.is_broken;
         let pending = match &mut self.ring {
             Some(ring) if accepting => match ring.pending() {
@@ -559,8 +588,17 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
         self.pass(now, &mut Untimed)
     }
 
+    fn prefetch(&self) {
+        if let Some(ring) = &self.ring {
+            ring.prefetch();
+        }
+    }
+
     fn park(&mut self, now: Tick) -> Park {
         // A change that came since the last poll woke nobody: wakes count only from now on.
+        if self.unasked {
+            return Park::Ready;
+        }
         let epoch = self.control.epoch();
         let awaits_answers = self.remote.is_some() && epoch == self.remote_epoch;
         if epoch != self.epoch && !awaits_answers {

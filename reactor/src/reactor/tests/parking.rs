@@ -350,3 +350,47 @@ fn busy_reactor_looks_at_descriptors_now_and_then() {
     reactor.pass();
     assert_eq!(socket.unparks.get(), 1);
 }
+
+/// Wakes a parked probe after a while with something to do; how many times the reactor's spin it is patient for after that.
+fn patience_when_back(reactor: &mut Reactor, hand: &FakeClock, probe: &Probe, after: Duration) -> u32 {
+    hand.advance(after);
+    probe.work.set(1);
+    probe.cx().waker().wake();
+    reactor.poll_once();
+    let (parks, mut spins) = (probe.parks.get(), 0);
+    while probe.parks.get() == parks {
+        hand.advance(SPIN);
+        reactor.poll_once();
+        spins += 1;
+    }
+    spins
+}
+
+#[test]
+fn poller_that_is_always_back_soon_among_busy_ones_becomes_patient() {
+    let (mut reactor, hand) = adaptive();
+    let busy = probe(&mut reactor, Park::Wait);
+    busy.work.set(u32::MAX);
+    let probe = parked_probe(&mut reactor, &hand, Park::Wait);
+    let patience = [(); 8].map(|()| patience_when_back(&mut reactor, &hand, &probe, SPIN));
+    assert_eq!(patience, [2, 4, 8, 16, 32, 64, 100, 100], "up to two milliseconds");
+    assert_eq!(patience_when_back(&mut reactor, &hand, &probe, Duration::from_millis(1)), 1, "not so soon");
+    assert_eq!(patience_when_back(&mut reactor, &hand, &probe, SPIN), 2);
+    busy.work.set(0);
+    hand.advance(SPIN);
+    assert_eq!(reactor.poll_once(), Pass::Sleepy(None));
+    assert_eq!(patience_when_back(&mut reactor, &hand, &probe, SPIN), 1, "the reactor had a rest");
+}
+
+#[test]
+fn poller_without_spin_stays_without() {
+    let (mut reactor, hand) = adaptive();
+    let busy = probe(&mut reactor, Park::Never);
+    busy.work.set(u32::MAX);
+    let probe = Probe::new(Park::Wait);
+    probe.join(&mut reactor, PollerSpec::new("impatient", &group()).spin(Spin::None));
+    reactor.poll_once();
+    for _ in 0..3 {
+        assert_eq!(patience_when_back(&mut reactor, &hand, &probe, SPIN), 1);
+    }
+}

@@ -10,11 +10,20 @@ use std::{
 use reactor::{Clock, CoreMask, Group, Mode, Pass, Reactor, ReactorConfig};
 
 use super::*;
-use crate::device::HomeWaker;
-use crate::virtio::{
-    control::{Doorbell, DoorbellMode},
-    device::HandlerError,
-    queue::SplitRing,
+use crate::{
+    device::HomeWaker,
+    dma::Protection,
+    mock::{
+        memory::Memory,
+        ring::{Buffer, DriverRing, RingSetup},
+        split::SplitDriver,
+        transport::Areas,
+    },
+    virtio::{
+        control::{Doorbell, DoorbellMode},
+        device::HandlerError,
+        queue::SplitRing,
+    },
 };
 
 /// A handler without requests, at whose last question before the sleep something changes.
@@ -74,12 +83,23 @@ fn start_with<H: Handler>(
     control: &Arc<QueueControl>,
     handler: impl FnOnce() -> Result<H, HandlerError> + Send + 'static,
 ) {
+    let config = QueueConfig { size: 2, ..QueueConfig::default() };
+    start_on(reactor, control, (Bus::new(1), config), handler);
+}
+
+/// The same with a ring.
+fn start_on<H: Handler>(
+    reactor: &Reactor,
+    control: &Arc<QueueControl>,
+    (bus, config): (Bus, QueueConfig),
+    handler: impl FnOnce() -> Result<H, HandlerError> + Send + 'static,
+) {
     let start = Start {
         name: "queue".to_owned(),
         group: Group::new("test", CoreMask::of(0)),
-        bus: Arc::new(Bus::new(1)),
+        bus: Arc::new(bus),
         control: Arc::clone(control),
-        layout: QueueConfig { size: 2, ..QueueConfig::default() }.check().unwrap(),
+        layout: config.check().unwrap(),
         position: None,
         moderation: None,
         queue_size: 2,
@@ -160,4 +180,80 @@ fn queue_whose_handler_cannot_be_made_has_failed() {
     assert!(tried.load(Ordering::Relaxed));
     assert_eq!(control.state(), QueueState::Failed);
     assert!(control.is_settled());
+}
+
+/// A handler that is done with every chain at once.
+struct Prompt;
+
+impl Handler for Prompt {
+    fn begin(&mut self, _now: u64, _view: &View) {}
+
+    fn submit(&mut self, _chain: &Chain, _view: &View, _laps: &mut impl Laps) -> Verdict {
+        Verdict::Done(0)
+    }
+
+    fn kick(&mut self) {}
+
+    fn reap(&mut self, _view: &View, _laps: &mut impl Laps, _done: impl FnMut(u16, u32)) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn refresh(&mut self) {}
+
+    fn is_in_flight(&self, _id: u16) -> bool {
+        false
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+#[test]
+fn driver_that_wanted_no_interrupt_is_asked_again_a_pass_later_and_else_at_once() {
+    let mut reactor = reactor();
+    let control = control(&mut reactor);
+    let mut memory = Memory::new(1 << 20).unwrap();
+    let setup = RingSetup { size: 4, features: 0, indirect: None };
+    let mut driver = SplitDriver::new(&mut memory, &setup).unwrap();
+    let bus = Bus::new(1);
+    let [region] = memory.regions() else { panic!("one region") };
+    let file = memory.file().try_clone_to_owned().unwrap();
+    let protection = Protection { read: true, write: true };
+    bus.windows.map(region.address, region.len, protection, Some((file, region.offset))).unwrap();
+    bus.set_bus_master(true);
+    let Areas { desc, driver: avail, device } = driver.areas();
+    let config = QueueConfig { size: 4, desc, driver: avail, device, features: 0 };
+    start_on(&reactor, &control, (bus, config), || Ok(Prompt));
+    until_asleep(&mut reactor);
+    let interrupts = || control.counters().interrupts.load(Ordering::Relaxed);
+    let data = memory.allocate(4096, 4096).unwrap();
+    let request = |driver: &mut SplitDriver, reactor: &mut Reactor| {
+        driver.add(&[Buffer::readable(data, 512)]).unwrap();
+        driver.publish();
+        control.kick();
+        assert_eq!(reactor.poll_once(), Pass::Busy);
+        assert!(driver.pop().unwrap().is_some());
+    };
+
+    driver.disable_interrupts();
+    request(&mut driver, &mut reactor);
+    until_asleep(&mut reactor);
+    assert_eq!(interrupts(), 0);
+
+    assert!(!driver.enable_interrupts());
+    request(&mut driver, &mut reactor);
+    assert_eq!(interrupts(), 0, "asked with the others, in the next pass");
+    until_asleep(&mut reactor);
+    assert_eq!(interrupts(), 1);
+
+    request(&mut driver, &mut reactor);
+    assert_eq!(interrupts(), 2, "at once");
+
+    driver.disable_interrupts();
+    request(&mut driver, &mut reactor);
+    until_asleep(&mut reactor);
+    assert_eq!(interrupts(), 2);
 }

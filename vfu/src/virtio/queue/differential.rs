@@ -110,7 +110,7 @@ proptest! {
                 ours.push_used(id, len);
                 theirs.add_used(&their_memory, id, len).unwrap();
             }
-            let raise = ours.publish();
+            let raise = ours.publish_and_ask();
             // Theirs does not look at the flag that stands for interrupts without EVENT_IDX.
             let flag = event_idx || interrupts;
             let wanted = theirs.needs_notification(&their_memory).unwrap() && flag && !finished.is_empty();

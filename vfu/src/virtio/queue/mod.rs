@@ -1,6 +1,8 @@
 //! Virtqueues: from what a driver wrote into registers ([`QueueConfig`]) to a ring whose addresses were checked, and
 //! from there to chains of buffers.
 
+use std::sync::atomic::{Ordering, fence};
+
 mod chain;
 mod in_order;
 mod packed;
@@ -152,8 +154,8 @@ pub enum RingError {
 /// A ring, as the device's side sees it.
 ///
 /// Order of a pass: [`Self::pending`], for each chain [`Self::peek_triple`] or [`Self::pop`] and then [`Self::advance`] once it is accepted and
-/// [`Self::has_next`], for each finished one [`Self::push_used`], and [`Self::publish`] at the end. What is given back was advanced over
-/// before.
+/// [`Self::has_next`], for each finished one [`Self::push_used`], and [`Self::publish`] at the end; then [`Self::wants_interrupt`], at once
+/// or later. What is given back was advanced over before.
 pub trait Ring: Sized {
     /// Where a new ring stands.
     const START: Position;
@@ -192,8 +194,26 @@ pub trait Ring: Sized {
     /// Gives a chain back, `len` bytes of it written. Not visible before [`Self::publish`].
     fn push_used(&mut self, id: u16, len: u32);
 
-    /// Makes what was given back visible. True when the driver wants an interrupt for it.
+    /// Makes what was given back visible. True if there was something.
     fn publish(&mut self) -> bool;
+
+    /// Whether the driver wants an interrupt for what was published since it was asked last, if something was. The caller has
+    /// executed a sequentially consistent fence since: the driver writes its wish and then looks at what is published, the
+    /// device does it the other way round, and without a full fence both could miss the other (virtio 1.2, 2.7.7.2, 2.7.10
+    /// and 2.8.21.3).
+    fn wants_interrupt(&mut self) -> bool;
+
+    /// Both at once, with the fence.
+    #[inline(always)]
+    fn publish_and_ask(&mut self) -> bool {
+        self.publish() && {
+            fence(Ordering::SeqCst);
+            self.wants_interrupt()
+        }
+    }
+
+    /// Has the processor fetch what [`Self::pending`] looks at.
+    fn prefetch(&self);
 
     /// Asks the driver to kick, and then looks again. True when something waits already.
     fn enable_kicks(&mut self) -> bool;

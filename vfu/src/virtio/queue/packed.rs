@@ -99,8 +99,8 @@ pub struct PackedRing {
     used: Cursor,
     /// The first that is not published: the driver looks at no other before this one is marked.
     first: Option<(usize, u16)>,
-    /// Descriptors that are not published.
-    unpublished: u16,
+    /// Descriptors given back since the driver was asked last whether it wants an interrupt.
+    unasked: u16,
     /// Descriptors of the chain with this id.
     entries: Box<[u16]>,
     event_idx: bool,
@@ -219,7 +219,7 @@ impl PackedRing {
         }
         let entries = std::mem::take(&mut self.entries[usize::from(id)]);
         self.used = self.used.after(entries, self.size);
-        self.unpublished += entries;
+        self.unasked += entries;
     }
 
     #[cold]
@@ -254,7 +254,7 @@ impl Ring for PackedRing {
             avail: Cursor::new(position.avail, size)?,
             used: Cursor::new(position.used, size)?,
             first: None,
-            unpublished: 0,
+            unasked: 0,
             entries: vec![0; usize::from(size)].into_boxed_slice(),
             event_idx: layout.has(feature::EVENT_IDX),
             indirect: layout.has(feature::INDIRECT_DESC),
@@ -335,11 +335,14 @@ impl Ring for PackedRing {
     #[inline(always)]
     fn publish(&mut self) -> bool {
         let Some((at, flags)) = self.first.take() else { return false };
-        let count = std::mem::take(&mut self.unpublished);
         // Release: the driver loads these flags and then reads the rest, and the data behind it.
         self.desc.slice().store_u16(at, flags, Ordering::Release);
-        // Our flags, then its wish; the driver does it the other way round (virtio 1.2, 2.8.21.3).
-        fence(Ordering::SeqCst);
+        true
+    }
+
+    #[inline(always)]
+    fn wants_interrupt(&mut self) -> bool {
+        let count = std::mem::take(&mut self.unasked);
         let word = self.driver.slice().load_u32(0, Ordering::Relaxed);
         let event: EventSuppression = zerocopy::transmute!(word);
         match event.flags & event_flags::MASK {
@@ -349,6 +352,11 @@ impl Ring for PackedRing {
         }
     }
 
+    #[inline]
+    fn prefetch(&self) {
+        self.desc.slice().prefetch(usize::from(self.avail.at) * DESC_LEN);
+    }
+
     fn enable_kicks(&mut self) -> bool {
         let event = if self.event_idx {
             EventSuppression { position: self.avail.raw(), flags: event_flags::DESC }
@@ -356,7 +364,7 @@ impl Ring for PackedRing {
             EventSuppression { position: 0, flags: event_flags::ENABLE }
         };
         Self::tell(self.device.slice(), event);
-        // As in `publish`, the other way round: our wish first, then their flags.
+        // As with interrupts, the other way round: our wish first, then their flags.
         fence(Ordering::SeqCst);
         self.is_available(self.avail)
     }

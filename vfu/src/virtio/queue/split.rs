@@ -35,6 +35,8 @@ pub struct SplitRing {
     /// Next entry to give back; ahead of what is published.
     next_used: u16,
     published_used: u16,
+    /// What was published when the driver was asked last whether it wants an interrupt.
+    asked_used: u16,
     event_idx: bool,
     indirect: bool,
     /// With IN_ORDER: what was taken and is not given back.
@@ -170,6 +172,7 @@ impl Ring for SplitRing {
             seen_avail: position.avail,
             next_used: position.used,
             published_used: position.used,
+            asked_used: position.used,
             event_idx: layout.has(feature::EVENT_IDX),
             indirect: layout.has(feature::INDIRECT_DESC),
             order: layout.has(feature::IN_ORDER).then(|| Box::new(InOrder::new(size))),
@@ -256,9 +259,13 @@ impl Ring for SplitRing {
         // Release: the driver loads the index and then reads the elements and the data behind them.
         self.used.slice().store_u16(IDX, new, Ordering::Release);
         self.published_used = new;
-        // The driver writes its wish and then looks at the index; we write the index and then look at its wish. Without
-        // a full fence both could miss the other (virtio 1.2, 2.7.7.2 and 2.7.10).
-        fence(Ordering::SeqCst);
+        true
+    }
+
+    #[inline(always)]
+    fn wants_interrupt(&mut self) -> bool {
+        let (old, new) = (self.asked_used, self.published_used);
+        self.asked_used = new;
         let avail = self.avail.slice();
         if self.event_idx {
             let event = avail.load_u16(self.used_event_at(), Ordering::Relaxed);
@@ -268,6 +275,11 @@ impl Ring for SplitRing {
         }
     }
 
+    #[inline]
+    fn prefetch(&self) {
+        self.avail.slice().prefetch(IDX);
+    }
+
     fn enable_kicks(&mut self) -> bool {
         let used = self.used.slice();
         if self.event_idx {
@@ -275,7 +287,7 @@ impl Ring for SplitRing {
         } else {
             used.store_u16(FLAGS, 0, Ordering::Relaxed);
         }
-        // As in `publish`, the other way round: our wish first, then their index.
+        // As with interrupts, the other way round: our wish first, then their index.
         fence(Ordering::SeqCst);
         self.avail.slice().load_u16(IDX, Ordering::Acquire) != self.next_avail
     }

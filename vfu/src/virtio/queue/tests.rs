@@ -236,7 +236,7 @@ impl<R: Ring, D: DriverRing> Pair<R, D> {
     }
 
     fn give_back(&mut self) {
-        let raise = self.device.publish();
+        let raise = self.device.publish_and_ask();
         let wanted = !self.finished.is_empty() && self.interrupts != Wish::Off;
         // Buffers of a chain are not known here any more; six is the most.
         self.passed_interrupts += 6 * self.finished.len();
