@@ -175,6 +175,13 @@ impl View {
         }
     }
 
+    /// The same wherever the address lies: outside of that window, some other line is fetched.
+    #[inline(always)]
+    pub fn prefetch_maybe(&self, address: u64) {
+        let near = self.near.get();
+        bdev::iov::prefetch(near.base.as_ptr().wrapping_add(address.wrapping_sub(near.start) as usize), 1);
+    }
+
     /// The longest contiguous piece from `address` on, at most `len` bytes, at least one.
     #[inline]
     fn piece(&self, address: u64, len: usize, access: Access) -> Result<Slice<'_>, Fault> {

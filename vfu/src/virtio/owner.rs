@@ -246,21 +246,21 @@ impl<R: Ring, H: Handler> Owner<R, H> {
     /// Takes the chains that wait. An error ends it: what was taken before stands.
     #[inline]
     fn take(&mut self, laps: &mut impl Laps) -> (Taken, Result<(), RingError>) {
-        let mut taken = Taken::default();
-        let Some(ring) = &mut self.ring else { return (taken, Ok(())) };
+        let Some(ring) = &mut self.ring else { return (Taken::default(), Ok(())) };
         self.handler.prefetch(&self.view);
-        let (mut most, mut extra_segments) = (CHAINS_PER_PASS, 0);
-        while taken.chains < most {
+        let (mut most, mut left) = (CHAINS_PER_PASS, CHAINS_PER_PASS);
+        let (mut extra_segments, mut done) = (0, 0);
+        let outcome = loop {
             let (head, verdict) = match offer_triple((ring, &mut self.handler), &self.view, laps) {
                 // Nearly always.
                 Some((head, Verdict::InFlight)) => {
                     ring.advance(head);
                     laps.lap(Stage::Submit);
-                    taken.chains += 1;
-                    if ring.has_next() {
+                    left -= 1;
+                    if left > 0 && ring.has_next() {
                         continue;
                     }
-                    break;
+                    break Ok(());
                 }
                 Some(offered) => offered,
                 None => {
@@ -268,26 +268,28 @@ impl<R: Ring, H: Handler> Owner<R, H> {
                     let offered = offer_chain(parts, &self.view, &mut self.chain, laps);
                     extra_segments += self.chain.len().saturating_sub(USUAL_SEGMENTS);
                     if extra_segments >= EXTRA_SEGMENTS_PER_PASS {
-                        most = taken.chains + 1;
+                        // This one is the last.
+                        most -= left - 1;
+                        left = 1;
                     }
                     match offered {
                         Ok(verdict) => (self.chain.head(), verdict),
-                        Err(error) => return (taken, Err(error)),
+                        Err(error) => break Err(error),
                     }
                 }
             };
-            match Self::settle(ring, head, verdict, &mut taken.done) {
+            match Self::settle(ring, head, verdict, &mut done) {
                 Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => return (taken, Err(error)),
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
             }
             laps.lap(Stage::Submit);
-            taken.chains += 1;
-            if !ring.has_next() {
-                break;
+            left -= 1;
+            if left == 0 || !ring.has_next() {
+                break Ok(());
             }
-        }
-        (taken, Ok(()))
+        };
+        (Taken { chains: most - left, done }, outcome)
     }
 
     /// Takes a chain off the ring, whatever became of it. False if it was not taken.
