@@ -84,8 +84,8 @@ struct Tenant {
     spin_ticks: u64,
     /// How long it spins after work: its spin, or longer (see `Reactor::set_patience`).
     patience_ticks: u64,
-    /// When it parked last, and how often the reactor had rested by then.
-    parked: (Tick, u64),
+    /// When it parked last.
+    parked_at: Tick,
     /// It has found no work since it was parked.
     is_back: bool,
     /// Polls not yet in `counters`.
@@ -157,8 +157,10 @@ pub struct Reactor {
     /// Calls of pollers since the last reading of the clock, all of which found no work. 0: the next call's time is its
     /// own.
     untimed_calls: u32,
-    /// How often it had nothing left to poll.
-    rests: u64,
+    /// It was busy for half of the last interval, or longer.
+    is_loaded: bool,
+    /// When the present interval began, and the busy time until then.
+    load_since: (Tick, u64),
     /// Did the present pass find work?
     busy: bool,
     in_pass: bool,
@@ -203,7 +205,8 @@ impl Reactor {
             look_interval: 0,
             next_publish: now,
             untimed_calls: 0,
-            rests: 0,
+            is_loaded: false,
+            load_since: (now, 0),
             busy: false,
             in_pass: false,
             stopped: false,
@@ -282,7 +285,7 @@ impl Reactor {
             park_at,
             spin_ticks,
             patience_ticks: spin_ticks,
-            parked: (since, 0),
+            parked_at: since,
             is_back: false,
             runs: 0,
             place,

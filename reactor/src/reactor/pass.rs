@@ -35,7 +35,7 @@ const DEADLINE_SLACK: Duration = Duration::from_micros(100);
 /// A poller that cannot be woken is asked to park again after this time, or after its spin if that is longer.
 const ASK_AGAIN: Duration = Duration::from_micros(50);
 
-/// A poller that finds work so soon after it parked, while the reactor had no rest, should not have parked.
+/// A poller of a loaded reactor that finds work so soon after it parked should not have parked.
 const BACK_SOON: Duration = Duration::from_millis(1);
 
 /// How patient pollers become that are always back soon.
@@ -317,7 +317,7 @@ impl Reactor {
             }
             None => {
                 tenant.place = Place::Parked;
-                tenant.parked = (now, self.rests);
+                tenant.parked_at = now;
                 tenant.counters.set_state(PollerState::Parked);
                 POINTS.record_text(POLLER_PARK, slot.into(), &tenant.counters.name);
                 tenant.publish_runs();
@@ -357,7 +357,7 @@ impl Reactor {
         self.busy = true;
         let tenant = self.slots[slot as usize].tenant.as_mut().expect("it was polled just now");
         if tenant.is_back {
-            Self::set_patience(tenant, self.now, self.rests, &self.intervals);
+            Self::set_patience(tenant, self.now, self.is_loaded, &self.intervals);
         }
         tenant.park_at = self.now.after(tenant.patience_ticks);
         tenant.publish_runs();
@@ -370,13 +370,12 @@ impl Reactor {
 
     /// A poller has found the first work since it parked. Among many busy ones a queue's turn with its driver may come later
     /// than its spin lasts: it would park and be woken in every round, which costs its driver a notification and us more than
-    /// polling it on. So its patience doubles while that is so. Where the reactor had a rest meanwhile, parking saved power,
-    /// and the spin is as it was asked for.
+    /// polling it on. So its patience doubles while that is so. Where the reactor has time to rest, parking saves power, and
+    /// the spin is as it was asked for (`end_interval`).
     #[cold]
-    fn set_patience(tenant: &mut Tenant, now: Tick, rests: u64, intervals: &Intervals) {
-        let (parked_at, rests_before) = tenant.parked;
+    fn set_patience(tenant: &mut Tenant, now: Tick, is_loaded: bool, intervals: &Intervals) {
         let longer = tenant.patience_ticks.saturating_mul(2).min(intervals.most_patience);
-        let is_early = rests == rests_before && now.since(parked_at) < intervals.back_soon;
+        let is_early = is_loaded && now.since(tenant.parked_at) < intervals.back_soon;
         tenant.patience_ticks = if is_early { longer.max(tenant.spin_ticks) } else { tenant.spin_ticks };
         tenant.is_back = false;
     }
@@ -423,22 +422,37 @@ impl Reactor {
         }
         if self.now >= self.next_publish {
             self.next_publish = self.now.after(self.intervals.publish);
-            self.stalls.limit_ticks = self.shared.stall_limit_ticks.load(Ordering::Relaxed);
-            for slot in &self.active {
-                if let Some(tenant) = self.slots[*slot as usize].tenant.as_mut() {
-                    tenant.publish_runs();
-                }
+            self.end_interval();
+        }
+    }
+
+    /// What is done now and then.
+    #[cold]
+    fn end_interval(&mut self) {
+        self.stalls.limit_ticks = self.shared.stall_limit_ticks.load(Ordering::Relaxed);
+        let (since, busy_before) = self.load_since;
+        let elapsed = self.now.since(since);
+        if elapsed >= self.intervals.publish {
+            let busy = self.shared.counters.busy_ticks.get();
+            self.is_loaded = 2 * (busy - busy_before) >= elapsed;
+            self.load_since = (self.now, busy);
+        }
+        for slot in &self.active {
+            let Some(tenant) = self.slots[*slot as usize].tenant.as_mut() else { continue };
+            tenant.publish_runs();
+            if !self.is_loaded && tenant.patience_ticks > tenant.spin_ticks {
+                tenant.patience_ticks = tenant.spin_ticks;
+                tenant.park_at = tenant.park_at.min(self.now.after(tenant.spin_ticks));
             }
         }
     }
 
-    fn verdict(&mut self) -> Pass {
+    fn verdict(&self) -> Pass {
         if self.busy {
             Pass::Busy
         } else if self.active.is_empty() && self.now >= self.quiet_at && self.orders.mode() != Mode::PollOnly
         {
             let next = self.deadlines.next().min(self.periods.next());
-            self.rests += 1;
             Pass::Sleepy((next != Tick::MAX).then_some(next))
         } else {
             Pass::Idle

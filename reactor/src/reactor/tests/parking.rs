@@ -351,46 +351,71 @@ fn busy_reactor_looks_at_descriptors_now_and_then() {
     assert_eq!(socket.unparks.get(), 1);
 }
 
-/// Wakes a parked probe after a while with something to do; how many times the reactor's spin it is patient for after that.
-fn patience_when_back(reactor: &mut Reactor, hand: &FakeClock, probe: &Probe, after: Duration) -> u32 {
-    hand.advance(after);
+/// A reactor with a poller that is busy for as long as its count of work lasts, so that the reactor counts as loaded.
+fn loaded() -> (Reactor, FakeClock, Rc<Probe>) {
+    let (mut reactor, hand) = adaptive();
+    let busy = probe(&mut reactor, Park::Never);
+    busy.work.set(u32::MAX);
+    let theirs = hand.clone();
+    busy.on_poll(move || theirs.advance(SPIN));
+    (0..60).for_each(|_| drop(reactor.poll_once()));
+    (reactor, hand, busy)
+}
+
+/// Wakes a parked probe after so many passes with something to do; how many passes it is patient for after that.
+fn patience_when_back(reactor: &mut Reactor, probe: &Probe, after: usize) -> u32 {
+    poll(reactor, after);
     probe.work.set(1);
     probe.cx().waker().wake();
     reactor.poll_once();
-    let (parks, mut spins) = (probe.parks.get(), 0);
+    let (parks, mut passes) = (probe.parks.get(), 0);
     while probe.parks.get() == parks {
-        hand.advance(SPIN);
         reactor.poll_once();
-        spins += 1;
+        passes += 1;
     }
-    spins
+    passes
 }
 
 #[test]
-fn poller_that_is_always_back_soon_among_busy_ones_becomes_patient() {
-    let (mut reactor, hand) = adaptive();
-    let busy = probe(&mut reactor, Park::Wait);
-    busy.work.set(u32::MAX);
-    let probe = parked_probe(&mut reactor, &hand, Park::Wait);
-    let patience = [(); 8].map(|()| patience_when_back(&mut reactor, &hand, &probe, SPIN));
-    assert_eq!(patience, [2, 4, 8, 16, 32, 64, 100, 100], "up to two milliseconds");
-    assert_eq!(patience_when_back(&mut reactor, &hand, &probe, Duration::from_millis(1)), 1, "not so soon");
-    assert_eq!(patience_when_back(&mut reactor, &hand, &probe, SPIN), 2);
+fn poller_that_is_always_back_soon_on_a_loaded_reactor_becomes_patient() {
+    let (mut reactor, hand, busy) = loaded();
+    let probe = probe(&mut reactor, Park::Wait);
+    poll(&mut reactor, 3);
+    assert_eq!(probe.parks.get(), 1);
+    let patience = [(); 8].map(|()| patience_when_back(&mut reactor, &probe, 1));
+    assert_eq!(patience, [2, 4, 8, 16, 32, 64, 100, 100], "up to two milliseconds, and a pass takes a spin");
+    assert_eq!(patience_when_back(&mut reactor, &probe, 50), 1, "not so soon");
+    assert_eq!(patience_when_back(&mut reactor, &probe, 1), 2);
+
+    let patience = [(); 3].map(|()| patience_when_back(&mut reactor, &probe, 1));
+    assert_eq!(patience, [4, 8, 16]);
+    probe.work.set(1);
+    probe.cx().waker().wake();
+    reactor.poll_once();
+    assert_eq!(probe.parks.get(), 14, "patient");
+    busy.on_poll(|| ());
     busy.work.set(0);
+    let parks = probe.parks.get();
+    hand.advance(Duration::from_millis(3));
+    poll(&mut reactor, 1);
     hand.advance(SPIN);
-    assert_eq!(reactor.poll_once(), Pass::Sleepy(None));
-    assert_eq!(patience_when_back(&mut reactor, &hand, &probe, SPIN), 1, "the reactor had a rest");
+    poll(&mut reactor, 1);
+    assert_eq!(probe.parks.get(), parks + 1, "the load is gone");
+    probe.work.set(1);
+    probe.cx().waker().wake();
+    reactor.poll_once();
+    hand.advance(SPIN);
+    reactor.poll_once();
+    assert_eq!(probe.parks.get(), parks + 2, "and the spin as it was");
 }
 
 #[test]
 fn poller_without_spin_stays_without() {
-    let (mut reactor, hand) = adaptive();
-    let busy = probe(&mut reactor, Park::Never);
-    busy.work.set(u32::MAX);
+    let (mut reactor, _hand, _busy) = loaded();
     let probe = Probe::new(Park::Wait);
     probe.join(&mut reactor, PollerSpec::new("impatient", &group()).spin(Spin::None));
-    reactor.poll_once();
+    poll(&mut reactor, 2);
     for _ in 0..3 {
-        assert_eq!(patience_when_back(&mut reactor, &hand, &probe, SPIN), 1);
+        assert_eq!(patience_when_back(&mut reactor, &probe, 1), 1);
     }
 }
