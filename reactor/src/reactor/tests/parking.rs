@@ -358,7 +358,7 @@ fn loaded() -> (Reactor, FakeClock, Rc<Probe>) {
     busy.work.set(u32::MAX);
     let theirs = hand.clone();
     busy.on_poll(move || theirs.advance(SPIN));
-    (0..60).for_each(|_| drop(reactor.poll_once()));
+    poll(&mut reactor, 60);
     (reactor, hand, busy)
 }
 
