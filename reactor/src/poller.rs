@@ -185,7 +185,8 @@ impl PollerCx {
     }
 
     /// Has the reactor execute a sequentially consistent fence between this poll and the next: one for all pollers that have
-    /// asked for it, where each of them would wait until its own stores are done.
+    /// asked for it, where each of them would wait until its own stores are done. Not for timed pollers, which a wake may have
+    /// polled twice in a pass.
     #[inline]
     pub fn fence_before_next_poll(&self) {
         self.0.fence.set(true);

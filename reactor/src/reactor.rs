@@ -84,7 +84,7 @@ struct Tenant {
     spin_ticks: u64,
     /// How long it spins after work: its spin, or longer (see `Reactor::set_patience`).
     patience_ticks: u64,
-    /// When it parked last.
+    /// When it parked last after it had found work.
     parked_at: Tick,
     /// It has found no work since it was parked.
     is_back: bool,
@@ -157,7 +157,7 @@ pub struct Reactor {
     /// Calls of pollers since the last reading of the clock, all of which found no work. 0: the next call's time is its
     /// own.
     untimed_calls: u32,
-    /// It was busy for half of the last interval, or longer.
+    /// It was busy for half of the last interval, or longer: what counts as busy time, idle polls on the way to a busy one included.
     is_loaded: bool,
     /// When the present interval began, and the busy time until then.
     load_since: (Tick, u64),

@@ -134,7 +134,7 @@ pub(crate) struct Engine<D> {
     lanes: Vec<Lane>,
     depth: u16,
     /// Finished requests taken before what follows them is published. Half of all that are in flight at most: the device
-    /// has the other half to work on meanwhile.
+    /// has the other half to work on meanwhile, on other queues if need be.
     batch: u32,
     block_size: u32,
     stall: u64,

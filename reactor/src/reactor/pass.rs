@@ -41,7 +41,7 @@ const BACK_SOON: Duration = Duration::from_millis(1);
 /// How patient pollers become that are always back soon.
 const MOST_PATIENCE: Duration = Duration::from_millis(2);
 
-/// The counts of polls without work are up to this old in the snapshots.
+/// The counts of polls without work are up to this old in the snapshots; also how long a reactor's load is measured for.
 pub const PUBLISH_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The intervals in ticks.
@@ -317,7 +317,10 @@ impl Reactor {
             }
             None => {
                 tenant.place = Place::Parked;
-                tenant.parked_at = now;
+                // Looks in vain are a part of the silence.
+                if !tenant.is_back {
+                    tenant.parked_at = now;
+                }
                 tenant.counters.set_state(PollerState::Parked);
                 POINTS.record_text(POLLER_PARK, slot.into(), &tenant.counters.name);
                 tenant.publish_runs();
@@ -426,7 +429,7 @@ impl Reactor {
         }
     }
 
-    /// What is done now and then.
+    /// What the snapshots do not need sooner, and the load of the interval.
     #[cold]
     fn end_interval(&mut self) {
         self.stalls.limit_ticks = self.shared.stall_limit_ticks.load(Ordering::Relaxed);

@@ -1,7 +1,10 @@
 //! A queue's owner: the poller that takes chains off one ring, hands them to its handler, gives them back, and raises
 //! the queue's interrupt. One owner per queue, on one reactor, with a channel of its own.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{Ordering, fence},
+};
 
 use reactor::{Handle, Interest, Park, Poller, PollerCx, PollerSpec, SendError, Tick, Watch, Work};
 
@@ -179,8 +182,8 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         }
     }
 
-    /// Gives back what has finished, and raises the interrupt if the driver wants one. `given_back` have been before.
-    /// True if something was given back.
+    /// Gives back what has finished, and raises the interrupt if the driver wants one; a driver that wanted none when it was asked
+    /// last is asked in the next pass ([`Self::ask`]). `given_back` have been before. True if something was given back.
     #[inline]
     fn complete(&mut self, mut given_back: u32, now: Tick, laps: &mut impl Laps) -> bool {
         let Some(ring) = &mut self.ring else { return self.complete_without_ring(given_back) };
@@ -191,16 +194,21 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         if given_back == 0 {
             return false;
         }
+        // In order, what is done may have to wait for what is not.
+        let is_published = ring.publish();
+        laps.count(0, given_back);
         if self.is_quiet && self.moderator.is_none() {
-            self.unasked = ring.publish();
+            self.unasked = is_published;
             self.cx.fence_before_next_poll();
-            laps.count(0, given_back);
             laps.lap(Stage::Complete);
             return true;
         }
-        let wanted = ring.publish_and_ask();
-        self.is_quiet = !wanted;
-        laps.count(0, given_back);
+        let mut wanted = false;
+        if is_published {
+            fence(Ordering::SeqCst);
+            wanted = ring.wants_interrupt();
+            self.is_quiet = !wanted;
+        }
         laps.lap(Stage::Complete);
         let raise = match &mut self.moderator {
             None => wanted,
@@ -215,12 +223,13 @@ impl<R: Ring, H: Handler> Owner<R, H> {
 
     /// Asks the driver about what was published in the last pass. A fence lies between: the reactor's, for all queues.
     #[inline]
-    fn ask(&mut self) {
+    fn ask(&mut self, laps: &mut impl Laps) {
         self.unasked = false;
         let Some(ring) = &mut self.ring else { return };
         self.is_quiet = !ring.wants_interrupt();
         if !self.is_quiet {
             self.raise();
+            laps.lap(Stage::Interrupt);
         }
     }
 
@@ -525,7 +534,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
         let _ = view.torn();
         self.handler.begin(now.raw(), view);
         if self.unasked {
-            self.ask();
+            self.ask(laps);
         }
         let accepting = self.handler.is_accepting() && !self.is_broken;
         let pending = match &mut self.ring {
@@ -597,10 +606,11 @@ impl<R: Ring, H: Handler> Poller for Owner<R, H> {
     }
 
     fn park(&mut self, now: Tick) -> Park {
-        // A change that came since the last poll woke nobody: wakes count only from now on.
+        // It would have been busy, and not be here; no driver is to wait for an answer if ever it is.
         if self.unasked {
             return Park::Ready;
         }
+        // A change that came since the last poll woke nobody: wakes count only from now on.
         let epoch = self.control.epoch();
         let awaits_answers = self.remote.is_some() && epoch == self.remote_epoch;
         if epoch != self.epoch && !awaits_answers {

@@ -419,3 +419,16 @@ fn poller_without_spin_stays_without() {
         assert_eq!(patience_when_back(&mut reactor, &probe, 1), 1);
     }
 }
+
+#[test]
+fn looks_in_vain_do_not_make_a_silence_short() {
+    let (mut reactor, _hand, _busy) = loaded();
+    let probe = probe(&mut reactor, Park::Wait);
+    let (theirs, clock) = (Rc::clone(&probe), reactor.clock().clone());
+    *probe.in_park.borrow_mut() = Box::new(move || {
+        theirs.park.set(Park::Until(clock.now().after(clock.ticks(Duration::from_micros(500)))));
+    });
+    poll(&mut reactor, 80);
+    assert!(probe.parks.get() >= 3, "the first, and looks");
+    assert_eq!(patience_when_back(&mut reactor, &probe, 1), 1);
+}

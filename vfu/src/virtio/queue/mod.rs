@@ -197,7 +197,8 @@ pub trait Ring: Sized {
     /// Makes what was given back visible. True if there was something.
     fn publish(&mut self) -> bool;
 
-    /// Whether the driver wants an interrupt for what was published since it was asked last, if something was. The caller has
+    /// Whether the driver wants an interrupt for what was published since it was asked last, if something was; nothing is given
+    /// back between the two. The caller has
     /// executed a sequentially consistent fence since: the driver writes its wish and then looks at what is published, the
     /// device does it the other way round, and without a full fence both could miss the other (virtio 1.2, 2.7.7.2, 2.7.10
     /// and 2.8.21.3).

@@ -342,6 +342,7 @@ impl Ring for PackedRing {
 
     #[inline(always)]
     fn wants_interrupt(&mut self) -> bool {
+        debug_assert!(self.first.is_none());
         let count = std::mem::take(&mut self.unasked);
         let word = self.driver.slice().load_u32(0, Ordering::Relaxed);
         let event: EventSuppression = zerocopy::transmute!(word);

@@ -264,6 +264,7 @@ impl Ring for SplitRing {
 
     #[inline(always)]
     fn wants_interrupt(&mut self) -> bool {
+        debug_assert_eq!(self.published_used, self.next_used);
         let (old, new) = (self.asked_used, self.published_used);
         self.asked_used = new;
         let avail = self.avail.slice();

@@ -432,3 +432,40 @@ fn descriptor_that_changes_after_it_was_copied_changes_nothing() {
 
     assert_eq!((chain.readable().to_vec(), chain.writable().to_vec()), before);
 }
+
+/// Three chains, each given back and published by itself, over the end of the ring and of its wrap counter; the driver waits for one
+/// of them, and is asked once. Whether it is raised for.
+fn asked_once_after_three<R: Ring, D: DriverRing>(wait_for: usize) -> bool {
+    let mut pair = Pair::<R, D>::new(4, feature::EVENT_IDX, false, false);
+    let mut raised = false;
+    for round in 0..3 {
+        for nth in 0..3 {
+            if (round, nth) == (2, wait_for) {
+                pair.driver.enable_interrupts();
+            } else if round < 2 {
+                pair.driver.disable_interrupts();
+            }
+            let slot = pair.driver.add(&[Buffer::readable(pair.next_addr, 8)]).unwrap();
+            pair.driver.publish();
+            let mut chain = Chain::new();
+            assert!(pair.device.pending().unwrap());
+            pair.device.pop(&pair.view, &mut chain).unwrap();
+            pair.device.advance(chain.head());
+            pair.device.push_used(slot, 0);
+            assert!(pair.device.publish());
+            assert!(pair.driver.pop().unwrap().is_some());
+        }
+        raised = pair.device.wants_interrupt();
+    }
+    raised
+}
+
+#[test]
+fn driver_asked_after_several_publications_is_heard_for_each() {
+    for wait_for in 0..3 {
+        assert!(asked_once_after_three::<SplitRing, SplitDriver>(wait_for), "split, {wait_for}");
+        assert!(asked_once_after_three::<PackedRing, PackedDriver>(wait_for), "packed, {wait_for}");
+    }
+    assert!(!asked_once_after_three::<SplitRing, SplitDriver>(3), "it waits for none");
+    assert!(!asked_once_after_three::<PackedRing, PackedDriver>(3), "it waits for none");
+}
