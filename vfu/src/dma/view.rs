@@ -175,15 +175,6 @@ impl View {
         }
     }
 
-    /// The same for the line four steps from an address that was found in that window just now. A guest that makes the step
-    /// up chooses no more than which line, at most 128 KiB beside the address, is fetched in vain.
-    #[inline(always)]
-    pub fn prefetch_beside(&self, address: u64, step: i16) {
-        let near = self.near.get();
-        let found = near.base.as_ptr().wrapping_add(address.wrapping_sub(near.start) as usize);
-        bdev::iov::prefetch(found.wrapping_offset(4 * isize::from(step)), 1);
-    }
-
     /// The longest contiguous piece from `address` on, at most `len` bytes, at least one.
     #[inline]
     fn piece(&self, address: u64, len: usize, access: Access) -> Result<Slice<'_>, Fault> {

@@ -286,20 +286,18 @@ impl Handler for BlkHandler {
 
     #[inline(always)]
     fn submit_triple(&mut self, triple: &Triple, view: &View, laps: &mut impl Laps) -> Option<Verdict> {
-        let header = triple.buffers[0].addr;
-        let step = header.wrapping_sub(self.header) as i16;
-        self.header = header;
+        self.header = triple.buffers[0].addr;
         let token = Token(u32::from(triple.head.id));
         // Each with code of its own, most of whose questions are answered by which it is.
         if triple.is_read {
-            let Plain { lba, blocks, data, status } = Plain::of(triple, true, view, (self.terms, step))?;
+            let Plain { lba, blocks, data, status } = Plain::of(triple, true, view, self.terms)?;
             let request = Request { op: Op::Read, lba, blocks, iov: &[data], token };
             return Some(self.hand_on(request, status, triple.buffers[1].len, view, laps));
         }
         if self.read_only {
             return None;
         }
-        let Plain { lba, blocks, data, status } = Plain::of(triple, false, view, (self.terms, step))?;
+        let Plain { lba, blocks, data, status } = Plain::of(triple, false, view, self.terms)?;
         let request = Request { op: self.durable(Op::WRITE), lba, blocks, iov: &[data], token };
         Some(self.hand_on(request, status, 0, view, laps))
     }

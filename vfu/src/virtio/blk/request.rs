@@ -34,22 +34,14 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    /// Of a read, or of a write, whose header lies so far behind the last one's. None for every other request, and for one that is
-    /// wrong: [`Frame`] has the answers.
+    /// Of a read, or of a write. None for every other request, and for one that is wrong: [`Frame`] has the answers.
     #[inline(always)]
-    pub(super) fn of(
-        triple: &Triple,
-        is_read: bool,
-        view: &View,
-        (terms, step): (Terms, i16),
-    ) -> Option<Self> {
+    pub(super) fn of(triple: &Triple, is_read: bool, view: &View, terms: Terms) -> Option<Self> {
         let [header, data, status] = triple.buffers;
         if header.len as usize != size_of::<Header>() || status.len != 1 {
             return None;
         }
         let Header { kind, sector, .. } = view.get(header.addr).ok()?;
-        // Where requests come in numbers, their headers mostly lie in even steps.
-        view.prefetch_beside(header.addr, step);
         if kind != if is_read { kind::IN } else { kind::OUT } {
             return None;
         }
