@@ -288,15 +288,11 @@ impl Owner {
     /// One pass over the rings.
     #[inline]
     fn pass(&mut self, now: Tick, laps: &mut impl Laps) -> Work {
+        self.io.begin(now.raw(), &GuestData { view: &self.view, admin: false });
         let waiting = self.look();
         // After the rings were looked at: a window mapped before the driver used it is seen.
         let epoch = self.control.epoch();
         let has_aborts = self.control.has_aborts();
-        let rests = waiting == 0 && self.io.in_flight() == 0 && !self.attends;
-        if rests && epoch == self.epoch && !has_aborts {
-            return Work::Idle;
-        }
-        self.io.begin(now.raw(), &GuestData { view: &self.view, admin: false });
         if epoch != self.epoch {
             return self.follow(epoch, now);
         }

@@ -99,8 +99,8 @@ impl Sq {
     #[inline]
     pub(super) fn fetch(&self, ahead: u16) {
         if let Some(entries) = &self.entries {
-            let at = self.head + ahead;
-            entries.prefetch(if at < self.setup.size { at } else { at - self.setup.size });
+            let to_end = self.setup.size - self.head;
+            entries.prefetch(if ahead < to_end { self.head + ahead } else { ahead - to_end });
         }
     }
 
