@@ -3,6 +3,7 @@
 use std::{os::fd::AsFd, time::Duration};
 
 use proptest::prelude::*;
+use reactor::Mode;
 use vfu::{
     dma::Protection,
     mock::{
@@ -159,6 +160,18 @@ fn rate_limit_slows_private_commands_down_and_stops_none() {
         let done = nvme.drain(0).unwrap();
         assert!(done.len() == 50 && done.iter().all(|done| status_of(done).is_success()), "{shared:?}");
     }
+}
+
+#[test]
+fn more_commands_at_once_than_are_brought_at_once_are_not_slept_over() {
+    let mut rig = Rig::new();
+    // Queues sleep after one poll that found nothing to do.
+    rig.server.reactors().iter().for_each(|reactor| reactor.set_mode(Mode::Interrupt));
+    let mut nvme = driver(&mut rig, MIXED[0]);
+    // The first of all: no doorbell that the queue has not seen keeps it awake.
+    nvme.submit(0, &[blocks_command(nvm::READ, 1, 0, 1, [HIGH, 0]); 60]).unwrap();
+    let done = nvme.drain(0).unwrap();
+    assert!(done.len() == 60 && done.iter().all(|done| status_of(done).is_success()));
 }
 
 #[test]

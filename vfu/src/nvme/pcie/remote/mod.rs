@@ -70,6 +70,8 @@ pub(super) struct Errands {
     buffers: Buffers,
     /// Answers that there were when the errands were looked at last.
     seen: u64,
+    /// Commands were taken since.
+    is_untried: bool,
     /// Which queue is looked at first.
     turn: usize,
     /// The executor had no room when it was given something last.
@@ -86,6 +88,7 @@ impl Errands {
             waiting: VecDeque::new(),
             buffers: Buffers::default(),
             seen: 0,
+            is_untried: false,
             turn: 0,
             is_refused: false,
         }
@@ -102,9 +105,9 @@ impl Errands {
         self.owed()
     }
 
-    /// Whether answers came since it was looked at: asked before its poller sleeps.
+    /// Whether answers came since it was looked at, or commands were taken: asked before its poller sleeps.
     pub(super) fn has_news(&self) -> bool {
-        self.seen != self.bus.remote.settled()
+        self.is_untried || self.seen != self.bus.remote.settled()
     }
 
     /// Whether the executor is to be tried again: it tells nobody when its bdev's rate limit lets it go on.
@@ -114,7 +117,7 @@ impl Errands {
 
     /// What came so far is not looked at now.
     pub(super) fn glance(&mut self) {
-        self.seen = self.bus.remote.settled();
+        (self.seen, self.is_untried) = (self.bus.remote.settled(), false);
     }
 
     /// Completions that will need room.
@@ -137,7 +140,9 @@ impl Errands {
 
     /// Takes one command, or two fused ones, off a queue whose entries are mapped. False if there is no room.
     pub(super) fn take(&mut self, qid: u16, commands: &[Command]) -> bool {
-        self.has_room() && self.place(Errand::new(qid, commands.to_vec()))
+        let taken = self.has_room() && self.place(Errand::new(qid, commands.to_vec()));
+        self.is_untried |= taken;
+        taken
     }
 
     /// Posts a completion to a queue that is not mapped.
@@ -252,7 +257,7 @@ impl Errands {
 
     /// Moves everything on as far as answers are there, and posts what is over.
     pub(super) fn advance(&mut self, sqs: &mut [Sq], cq: &mut Cq, view: &View) -> Moves {
-        self.seen = self.bus.remote.settled();
+        self.glance();
         let mut moves = Moves::default();
         self.take_entries(sqs, &mut moves);
         self.place_entries(sqs);
@@ -395,7 +400,7 @@ impl Errands {
 
     /// Drops everything, as nobody waits for it any more. True once nothing of it is under way to the guest or at a bdev.
     pub(super) fn is_over(&mut self) -> bool {
-        self.seen = self.bus.remote.settled();
+        self.glance();
         (self.coming, self.turn) = (None, 0);
         self.waiting.clear();
         for place in &mut self.places {
