@@ -26,15 +26,15 @@ use crate::{
     },
 };
 
-/// A handler without requests, at whose last question before the sleep something changes.
-struct Disturbed {
-    control: Arc<QueueControl>,
-    /// It has happened already.
-    done: Cell<bool>,
+/// A handler that is done with every chain at once.
+struct Prompt<F> {
     refreshed: Arc<AtomicUsize>,
+    /// Called where the owner asks what is in flight: in its poll, after it has compared epochs. Told how often the handler was
+    /// refreshed.
+    asked: F,
 }
 
-impl Handler for Disturbed {
+impl<F: Fn(usize) + 'static> Handler for Prompt<F> {
     fn begin(&mut self, _now: u64, _view: &View) {}
 
     fn submit(&mut self, _chain: &Chain, _view: &View, _laps: &mut impl Laps) -> Verdict {
@@ -46,10 +46,7 @@ impl Handler for Disturbed {
     fn reap(&mut self, _view: &View, _laps: &mut impl Laps, _done: impl FnMut(u16, u32)) {}
 
     fn in_flight(&self) -> usize {
-        // The owner asks this in its poll, after it has compared epochs; only once it has followed the first change.
-        if self.refreshed.load(Ordering::Relaxed) == 1 && !self.done.replace(true) {
-            self.control.sync();
-        }
+        (self.asked)(self.refreshed.load(Ordering::Relaxed));
         0
     }
 
@@ -64,6 +61,11 @@ impl Handler for Disturbed {
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+}
+
+/// One that nobody disturbs.
+fn prompt() -> Prompt<fn(usize)> {
+    Prompt { refreshed: Arc::default(), asked: |_| {} }
 }
 
 fn reactor() -> Reactor {
@@ -137,9 +139,14 @@ fn change_between_the_last_poll_and_the_sleep_is_followed() {
     let control = control(&mut reactor);
     let refreshed = Arc::new(AtomicUsize::new(0));
     let (theirs, count) = (Arc::clone(&control), Arc::clone(&refreshed));
-    start_with(&reactor, &control, move || {
-        Ok(Disturbed { control: theirs, done: Cell::new(false), refreshed: count })
-    });
+    let is_told = Cell::new(false);
+    // At the last question before the sleep, once the owner has followed the first change.
+    let tell = move |refreshed| {
+        if refreshed == 1 && !is_told.replace(true) {
+            theirs.sync();
+        }
+    };
+    start_with(&reactor, &control, move || Ok(Prompt { refreshed: count, asked: tell }));
 
     until_asleep(&mut reactor);
 
@@ -151,11 +158,7 @@ fn change_between_the_last_poll_and_the_sleep_is_followed() {
 fn queue_that_is_stopped_in_its_sleep_goes() {
     let mut reactor = reactor();
     let control = control(&mut reactor);
-    let refreshed = Arc::new(AtomicUsize::new(0));
-    let (theirs, count) = (Arc::clone(&control), Arc::clone(&refreshed));
-    start_with(&reactor, &control, move || {
-        Ok(Disturbed { control: theirs, done: Cell::new(true), refreshed: count })
-    });
+    start_with(&reactor, &control, || Ok(prompt()));
     until_asleep(&mut reactor);
     assert_eq!(control.state(), QueueState::Running);
 
@@ -172,7 +175,7 @@ fn queue_whose_handler_cannot_be_made_has_failed() {
     let control = control(&mut reactor);
     let tried = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&tried);
-    start_with::<Disturbed>(&reactor, &control, move || {
+    start_with::<Prompt<fn(usize)>>(&reactor, &control, move || {
         theirs.store(true, Ordering::Relaxed);
         Err(HandlerError("its bdev is gone".to_owned()))
     });
@@ -180,35 +183,6 @@ fn queue_whose_handler_cannot_be_made_has_failed() {
     assert!(tried.load(Ordering::Relaxed));
     assert_eq!(control.state(), QueueState::Failed);
     assert!(control.is_settled());
-}
-
-/// A handler that is done with every chain at once.
-struct Prompt;
-
-impl Handler for Prompt {
-    fn begin(&mut self, _now: u64, _view: &View) {}
-
-    fn submit(&mut self, _chain: &Chain, _view: &View, _laps: &mut impl Laps) -> Verdict {
-        Verdict::Done(0)
-    }
-
-    fn kick(&mut self) {}
-
-    fn reap(&mut self, _view: &View, _laps: &mut impl Laps, _done: impl FnMut(u16, u32)) {}
-
-    fn in_flight(&self) -> usize {
-        0
-    }
-
-    fn refresh(&mut self) {}
-
-    fn is_in_flight(&self, _id: u16) -> bool {
-        false
-    }
-
-    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }
 
 #[test]
@@ -226,7 +200,7 @@ fn driver_that_wanted_no_interrupt_is_asked_again_a_pass_later_and_else_at_once(
     bus.set_bus_master(true);
     let Areas { desc, driver: avail, device } = driver.areas();
     let config = QueueConfig { size: 4, desc, driver: avail, device, features: 0 };
-    start_on(&reactor, &control, (bus, config), || Ok(Prompt));
+    start_on(&reactor, &control, (bus, config), || Ok(prompt()));
     until_asleep(&mut reactor);
     let interrupts = || control.counters().interrupts.load(Ordering::Relaxed);
     let data = memory.allocate(4096, 4096).unwrap();

@@ -1,12 +1,12 @@
 //! Virtqueues: from what a driver wrote into registers ([`QueueConfig`]) to a ring whose addresses were checked, and
 //! from there to chains of buffers.
 
-use std::sync::atomic::{Ordering, fence};
-
 mod chain;
 mod in_order;
 mod packed;
 mod split;
+
+use std::sync::atomic::{Ordering, fence};
 
 pub use chain::{Chain, Head, Segment, Triple};
 pub(super) use packed::Cursor;
@@ -198,10 +198,9 @@ pub trait Ring: Sized {
     fn publish(&mut self) -> bool;
 
     /// Whether the driver wants an interrupt for what was published since it was asked last, if something was; nothing is given
-    /// back between the two. The caller has
-    /// executed a sequentially consistent fence since: the driver writes its wish and then looks at what is published, the
-    /// device does it the other way round, and without a full fence both could miss the other (virtio 1.2, 2.7.7.2, 2.7.10
-    /// and 2.8.21.3).
+    /// back between the two. The caller has executed a sequentially consistent fence since: the driver writes its wish and then
+    /// looks at what is published, the device does it the other way round, and without a full fence both could miss the other
+    /// (virtio 1.2, 2.7.7.2, 2.7.10 and 2.8.21.3).
     fn wants_interrupt(&mut self) -> bool;
 
     /// Both at once, with the fence.
