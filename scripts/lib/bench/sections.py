@@ -80,11 +80,11 @@ def limits(run, **more):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def loads(run, target, front, depth, bdev="Null0", **more):
-    """A point: the load generator against an endpoint that is there already."""
+def loads(run, target, front, depth, bdev="Null0", share=1, **more):
+    """A point: the load generator against an endpoint that is there already, for a share of the time of a sample."""
     name = f"{front}-{bdev}"
     return Point(f"{NAMES[front]}, {bdev}, depth {depth}",
-                 lambda: flat(target.load(name, depth=depth, seconds=run.seconds, **more)))
+                 lambda: flat(target.load(name, depth=depth, seconds=run.seconds * share, **more)))
 
 
 def flat(figures):
@@ -194,9 +194,10 @@ def depth(run):
         bdev = target.null()
         for front in FRONTS:
             target.disk(front, bdev)
-        # One entry of an NVMe queue stays free.
-        found = {front: {d: loads(run, target, front, min(d, 1023) if front == "nvme" else d) for d in depths} for front in FRONTS}
-        run.measure("depth", [point for group in found.values() for point in group.values()], LOAD_KEYS, rounds=min(run.rounds, 3))
+        # One entry of an NVMe queue stays free. Many short samples: depths are compared, and the machine changes its state meanwhile.
+        found = {front: {d: loads(run, target, front, min(d, 1023) if front == "nvme" else d, share=1 / 4) for d in depths}
+                 for front in FRONTS}
+        run.measure("depth", [point for group in found.values() for point in group.values()], LOAD_KEYS, rounds=4 * min(run.rounds, 3))
     rows = [("null, M IOPS at depth", *depths)]
     for front, group in found.items():
         rows.append((NAMES[front], *(f"{group[d].median('iops') / 1e6:.2f}" if d in group else "-" for d in depths)))
