@@ -354,6 +354,7 @@ impl Reactor {
     }
 
     /// The poll that ended just now found work.
+    #[inline(always)]
     fn count_busy(&mut self, slot: u32) {
         let held = if self.untimed_calls == 0 { Held::Poller(slot) } else { Held::SomePoller };
         let ticks = self.read_clock();

@@ -254,10 +254,11 @@ impl<T> Entries<T> {
         unsafe { self.base.add((index & self.mask).into()) }
     }
 
-    /// Has the processor fetch an entry. A hint, good or bad: nothing is touched.
+    /// Has the processor fetch so many entries. A hint, good or bad: nothing is touched.
     #[inline]
-    pub fn prefetch(&self, at: u16) {
-        bdev::iov::prefetch(self.base.as_ptr().wrapping_add(at.into()).cast(), 1);
+    pub fn prefetch(&self, at: u16, count: u16) {
+        let bytes = usize::from(count) * size_of::<T>();
+        bdev::iov::prefetch(self.base.as_ptr().wrapping_add(at.into()).cast(), bytes);
     }
 }
 

@@ -231,7 +231,7 @@ impl Executor {
     }
 
     /// A pass begins: the clock, and the memory that it is made with.
-    #[inline]
+    #[inline(always)]
     pub fn begin(&mut self, now: u64, data: &impl Data) {
         self.look_for_torn(data);
         self.write_through = self.link.is_write_through();

@@ -146,7 +146,7 @@ impl Owner {
     }
 
     /// Looks at the tails: commands that wait.
-    #[inline]
+    #[inline(always)]
     fn look(&mut self) -> u32 {
         let mut waiting = 0;
         for sq in &mut self.sqs {

@@ -90,8 +90,15 @@ impl Sq {
     pub(super) fn prefetch(&self) {
         self.doorbell.prefetch();
         if let Some(entries) = &self.entries {
-            entries.prefetch(self.head);
-            entries.prefetch(self.head + 1);
+            entries.prefetch(self.head, 2);
+        }
+    }
+
+    /// Has the processor fetch the first entries, so many, as far as they lie in one piece.
+    #[inline]
+    pub(super) fn fetch_first(&self, count: u16) {
+        if let Some(entries) = &self.entries {
+            entries.prefetch(self.head, count.min(self.setup.size - self.head));
         }
     }
 
@@ -100,12 +107,12 @@ impl Sq {
     pub(super) fn fetch(&self, ahead: u16) {
         if let Some(entries) = &self.entries {
             let to_end = self.setup.size - self.head;
-            entries.prefetch(if ahead < to_end { self.head + ahead } else { ahead - to_end });
+            entries.prefetch(if ahead < to_end { self.head + ahead } else { ahead - to_end }, 1);
         }
     }
 
     /// Entries that wait. The tail is loaded with acquire.
-    #[inline]
+    #[inline(always)]
     pub(super) fn look(&mut self) -> Result<u16, BadDoorbell> {
         let tail = self.doorbell.load();
         if tail >= u32::from(self.setup.size) {

@@ -47,7 +47,7 @@ impl Owner {
         let data = GuestData { view, admin: false };
         let most = waiting.min(room);
         let (mut taken, mut refused, mut full) = (0, 0, false);
-        (0..most.min(FETCHED)).for_each(|ahead| sq.fetch(ahead));
+        sq.fetch_first(most.min(FETCHED));
         while taken < most
             && let Some(transfer) = sq.peek_transfer()
         {
