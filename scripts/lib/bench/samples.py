@@ -43,9 +43,9 @@ class Point:
         self.samples.append(best)
 
     def values(self, key):
-        """The quiet samples' values; all of them where none is quiet."""
+        """The quiet samples' values; all of them where fewer than half are quiet: the median of one or two tells little."""
         quiet = [sample[key] for sample in self.samples if not sample["noisy"]]
-        return quiet or [sample[key] for sample in self.samples]
+        return quiet if 2 * len(quiet) >= len(self.samples) else [sample[key] for sample in self.samples]
 
     def median(self, key):
         return statistics.median(self.values(key))
@@ -58,9 +58,9 @@ class Point:
 
 
 def interleave(points, rounds, repeats=REPEATS, report=None):
-    """Measures all points once, then all again: what drifts hits them alike."""
+    """Measures all points once, then all again backwards, and so on: what drifts hits them alike."""
     for number in range(rounds):
-        for point in points:
+        for point in points[::-1] if number % 2 else points:
             point.take(repeats)
         if report:
             report(f"  round {number + 1} of {rounds}")

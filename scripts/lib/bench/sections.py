@@ -10,7 +10,7 @@ import time
 
 from . import files, guests, plots
 from .samples import Point, interleave
-from .target import LOAD_CORE, NQN, TARGET_CORE, Target
+from .target import LOAD_CORE, NQN, TARGET_CORE, WARMUP, Target
 
 FRONTS = ("split", "packed", "nvme")
 NAMES = {"split": "virtio split", "packed": "virtio packed", "nvme": "NVMe"}
@@ -38,9 +38,9 @@ class Run:
     def target(self, **more):
         return Target(self.binaries, **more)
 
-    def measure(self, section, points, keys, rounds=None, **more):
+    def measure(self, section, points, keys, rounds=None, repeats=None, **more):
         """Takes interleaved samples of all points and writes them down."""
-        interleave(points, rounds or self.rounds, self.repeats, lambda line: print(line, flush=True))
+        interleave(points, rounds or self.rounds, self.repeats if repeats is None else repeats, lambda line: print(line, flush=True))
         for point in points:
             if keys:
                 self.journal.write(section, point, keys, **more)
@@ -84,7 +84,7 @@ def loads(run, target, front, depth, bdev="Null0", share=1, **more):
     """A point: the load generator against an endpoint that is there already, for a share of the time of a sample."""
     name = f"{front}-{bdev}"
     return Point(f"{NAMES[front]}, {bdev}, depth {depth}",
-                 lambda: flat(target.load(name, depth=depth, seconds=run.seconds * share, **more)))
+                 lambda: flat(target.load(name, depth=depth, seconds=run.seconds * share, warmup=WARMUP * share, **more)))
 
 
 def flat(figures):
@@ -194,10 +194,12 @@ def depth(run):
         bdev = target.null()
         for front in FRONTS:
             target.disk(front, bdev)
-        # One entry of an NVMe queue stays free. Many short samples: depths are compared, and the machine changes its state meanwhile.
+        # One entry of an NVMe queue stays free. Many short samples, none repeated: depths are compared, and the machine changes its
+        # state meanwhile.
         found = {front: {d: loads(run, target, front, min(d, 1023) if front == "nvme" else d, share=1 / 4) for d in depths}
                  for front in FRONTS}
-        run.measure("depth", [point for group in found.values() for point in group.values()], LOAD_KEYS, rounds=4 * min(run.rounds, 3))
+        run.measure("depth", [point for group in found.values() for point in group.values()], LOAD_KEYS,
+                    rounds=4 * min(run.rounds, 3), repeats=0)
     rows = [("null, M IOPS at depth", *depths)]
     for front, group in found.items():
         rows.append((NAMES[front], *(f"{group[d].median('iops') / 1e6:.2f}" if d in group else "-" for d in depths)))

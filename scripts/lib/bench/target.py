@@ -10,6 +10,8 @@ import time
 
 # The target has the first core, the load the second: interrupts of the host land where they will.
 TARGET_CORE, LOAD_CORE = 0, 1
+# Seconds of load before a sample.
+WARMUP = 0.15
 DISK_MIB = 512
 NQN = "nqn.2016-06.io.spdk:bench"
 
@@ -116,7 +118,7 @@ class Target:
         with open(f"/proc/{self.process.pid}/status", encoding="ascii") as status:
             return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1])
 
-    def load(self, names, *, depth=1, seconds=0.5, warmup=0.15, extra=()):
+    def load(self, names, *, depth=1, seconds=0.5, warmup=WARMUP, extra=()):
         """One run of the load generator, with what it cost the target. A dict of its figures."""
         names = [names] if isinstance(names, str) else names
         command = [self.generator, "load", *self.words(names), "--depth", str(depth), "--seconds", str(seconds),

@@ -5,7 +5,10 @@ use proptest::prelude::*;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{tests::windows, *};
+use super::{
+    tests::{publish_and_ask, windows},
+    *,
+};
 use crate::mock::{
     memory::{DEFAULT_BASE, Memory},
     ring::{Buffer, DriverRing, RingSetup},
@@ -110,7 +113,7 @@ proptest! {
                 ours.push_used(id, len);
                 theirs.add_used(&their_memory, id, len).unwrap();
             }
-            let raise = ours.publish_and_ask();
+            let raise = publish_and_ask(&mut ours);
             // Theirs does not look at the flag that stands for interrupts without EVENT_IDX.
             let flag = event_idx || interrupts;
             let wanted = theirs.needs_notification(&their_memory).unwrap() && flag && !finished.is_empty();

@@ -6,8 +6,6 @@ mod in_order;
 mod packed;
 mod split;
 
-use std::sync::atomic::{Ordering, fence};
-
 pub use chain::{Chain, Head, Segment, Triple};
 pub(super) use packed::Cursor;
 pub use packed::PackedRing;
@@ -202,15 +200,6 @@ pub trait Ring: Sized {
     /// looks at what is published, the device does it the other way round, and without a full fence both could miss the other
     /// (virtio 1.2, 2.7.7.2, 2.7.10 and 2.8.21.3).
     fn wants_interrupt(&mut self) -> bool;
-
-    /// Both at once, with the fence.
-    #[inline(always)]
-    fn publish_and_ask(&mut self) -> bool {
-        self.publish() && {
-            fence(Ordering::SeqCst);
-            self.wants_interrupt()
-        }
-    }
 
     /// Has the processor fetch what [`Self::pending`] looks at.
     fn prefetch(&self);

@@ -1,7 +1,10 @@
 //! Both rings against the guest's side and a model of what a queue is, step by step, with every feature that changes
 //! a ring; and what a hostile driver may write.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::atomic::{Ordering, fence},
+};
 
 use proptest::prelude::*;
 
@@ -20,6 +23,14 @@ use crate::{
 
 const RAM: u64 = 2 << 20;
 const PAGE: u64 = 4096;
+
+/// Makes what was given back visible, and asks the driver about it at once.
+pub(super) fn publish_and_ask(ring: &mut impl Ring) -> bool {
+    ring.publish() && {
+        fence(Ordering::SeqCst);
+        ring.wants_interrupt()
+    }
+}
 
 /// The device's windows: all RAM in one, or a window for each page, as behind a vIOMMU.
 pub(super) fn windows(memory: &Memory, by_page: bool) -> Windows {
@@ -236,7 +247,7 @@ impl<R: Ring, D: DriverRing> Pair<R, D> {
     }
 
     fn give_back(&mut self) {
-        let raise = self.device.publish_and_ask();
+        let raise = publish_and_ask(&mut self.device);
         let wanted = !self.finished.is_empty() && self.interrupts != Wish::Off;
         // Buffers of a chain are not known here any more; six is the most.
         self.passed_interrupts += 6 * self.finished.len();

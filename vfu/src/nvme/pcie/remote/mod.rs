@@ -115,7 +115,7 @@ impl Errands {
         self.is_refused
     }
 
-    /// What came so far is not looked at now.
+    /// Whatever came so far counts as looked at.
     pub(super) fn glance(&mut self) {
         (self.seen, self.is_untried) = (self.bus.remote.settled(), false);
     }

@@ -13,6 +13,7 @@ use crate::{
         ring::{Buffer, DriverRing, RingSetup, Used},
         split::{Poke, SplitDriver},
     },
+    virtio::queue::tests::publish_and_ask,
 };
 
 const SIZE: u16 = 16;
@@ -116,7 +117,7 @@ fn what_is_given_back_shows_only_once_published() {
     pair.device.push_used(slots[0], 9);
     assert_eq!(pair.driver.pop(), Ok(None));
 
-    pair.device.publish_and_ask();
+    publish_and_ask(&mut pair.device);
 
     assert_eq!(pair.driver.pop(), Ok(Some(Used { slot: slots[2], len: 7 })));
     assert_eq!(pair.driver.pop(), Ok(Some(Used { slot: slots[0], len: 9 })));
@@ -136,10 +137,10 @@ fn interrupt_is_raised_unless_the_driver_says_no() {
         pair.driver.publish();
         pair.take().unwrap();
         pair.device.push_used(slot, 0);
-        assert_eq!(pair.device.publish_and_ask(), wanted);
+        assert_eq!(publish_and_ask(&mut pair.device), wanted);
         pair.driver.pop().unwrap();
     }
-    assert!(!pair.device.publish_and_ask(), "nothing was given back");
+    assert!(!publish_and_ask(&mut pair.device), "nothing was given back");
 }
 
 #[test]
@@ -153,7 +154,7 @@ fn interrupt_is_raised_when_the_event_index_is_passed_and_not_before_or_after() 
             pair.driver.publish();
             pair.take().unwrap();
             pair.device.push_used(slot, 0);
-            let raised = pair.device.publish_and_ask();
+            let raised = publish_and_ask(&mut pair.device);
             pair.driver.pop().unwrap();
             raised
         })
@@ -184,7 +185,7 @@ fn position_is_enough_to_go_on() {
         pair.driver.publish();
         pair.take().unwrap();
         pair.device.push_used(slot, u32::from(round));
-        pair.device.publish_and_ask();
+        publish_and_ask(&mut pair.device);
         pair.device =
             SplitRing::activate(&pair.config.check().unwrap(), pair.device.position(), &pair.view).unwrap();
         assert_eq!(pair.driver.pop(), Ok(Some(Used { slot, len: u32::from(round) })));
@@ -200,7 +201,7 @@ fn indices_wrap_without_a_trace() {
         pair.driver.publish();
         assert_eq!(pair.take().unwrap().map(|(id, _)| id), Some(slot));
         pair.device.push_used(slot, round);
-        pair.device.publish_and_ask();
+        publish_and_ask(&mut pair.device);
         assert_eq!(pair.driver.pop(), Ok(Some(Used { slot, len: round })));
     }
 }
@@ -335,7 +336,7 @@ proptest! {
                     }
                 }
                 Step::Finish => {
-                    pair.device.publish_and_ask();
+                    publish_and_ask(&mut pair.device);
                     let seen: Vec<Used> = std::iter::from_fn(|| pair.driver.pop().unwrap()).collect();
                     prop_assert_eq!(&seen, &given);
                     given.clear();
