@@ -59,6 +59,28 @@ fn transport_is_made_once_and_shown_as_it_was_asked_for() {
 }
 
 #[test]
+fn what_a_transport_takes_away_comes_back_with_the_configuration() {
+    const OPTIONS: [&str; 4] =
+        ["disable_mappable_bar0", "disable_adaptive_irq", "disable_shadow_doorbells", "disable_compare"];
+    let saved = |target: &Target| {
+        let calls = spdk(target, "framework_get_config nvmf");
+        let call = calls.as_array().unwrap().iter().find(|call| call["method"] == "nvmf_create_transport");
+        let params = call.expect("the transport is saved")["params"].clone();
+        OPTIONS.map(|option| params[option].clone())
+    };
+    let target = Target::start().unwrap();
+    spdk(&target, "nvmf_create_transport -t VFIOUSER");
+    assert_eq!(saved(&target), OPTIONS.map(|_| json!(false)));
+
+    let target = Target::start().unwrap();
+    // The fourth is ours, and SPDK's client has no flag for it.
+    let mut params = json!({ "trtype": "VFIOUSER" });
+    OPTIONS.iter().for_each(|option| params[*option] = json!(true));
+    target.call("nvmf_create_transport", params).unwrap();
+    assert_eq!(saved(&target), OPTIONS.map(|_| json!(true)));
+}
+
+#[test]
 fn settings_are_taken_before_the_start_and_refused_after_it() {
     let target = Target::start_with(&["-m", "0x1", "--wait-for-rpc"]).unwrap();
     // The third is the discovery subsystem.

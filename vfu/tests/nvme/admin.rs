@@ -4,15 +4,15 @@ use vfu::{
     mock::{
         client::Client,
         memory::Memory,
-        nvme::{Nvme, status_of},
+        nvme::{Nvme, blocks_command, status_of},
     },
     nvme::{
-        spec::{Command, Status, admin, cc, csts, identify::cns, log, reg},
+        spec::{Command, Status, admin, cc, csts, identify::cns, log, nvm, reg},
         subsystem::SubsystemOptions,
     },
 };
 
-use crate::rig::{Doorbells, Rig, in_either_memory, read, write};
+use crate::rig::{Doorbells, Rig, buffer, in_either_memory, read, write};
 
 #[test]
 fn registers_say_what_there_is() {
@@ -46,6 +46,25 @@ fn driver_that_never_sets_the_memory_bit_is_served() {
     assert_eq!(nvme.namespace_size(1).unwrap(), (8192, 512));
     assert_eq!(write(&mut nvme, 1, 0, &[6; 8192]), Status::SUCCESS);
     assert_eq!(read(&mut nvme, 1, 0, 16), (Status::SUCCESS, vec![6; 8192]));
+}
+
+/// Compare (bit 0 of ONCS), fused Compare and Write (bit 0 of FUSES) and Doorbell Buffer Config (bit 8 of OACS; Base, figure 275): each
+/// is offered and known, or neither.
+#[test]
+fn commands_that_the_transport_takes_away_are_neither_offered_nor_known() {
+    for is_there in [true, false] {
+        let mut rig = Rig::new();
+        (rig.options.disable_compare, rig.options.shadow_doorbells) = (!is_there, is_there);
+        let mut nvme = rig.driver(Doorbells::Trapped, 1);
+        let id = nvme.identify(cns::CONTROLLER, 0).unwrap();
+        assert_eq!([id[520] & 1, id[522] & 1, id[257] & 1], [u8::from(is_there); 3]);
+        let expected = if is_there { Status::SUCCESS } else { Status::INVALID_OPCODE };
+        let data = buffer(&mut nvme);
+        let compare = nvme.io(0, blocks_command(nvm::COMPARE, 1, 0, 1, data)).unwrap();
+        assert_eq!(status_of(&compare), expected);
+        let config = Command { opcode: admin::DOORBELL_BUFFER, dptr: data, ..Command::default() };
+        assert_eq!(status_of(&nvme.admin(config).unwrap()), expected);
+    }
 }
 
 #[test]
