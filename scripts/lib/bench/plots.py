@@ -7,7 +7,8 @@ from html import escape
 WIDTH, HEIGHT = 880, 500
 LEFT, RIGHT, TOP, BOTTOM = 84, 168, 104, 68
 # Told apart by people who see few colours (Okabe and Ito).
-COLOURS = {"virtio split": "#0072b2", "virtio packed": "#d55e00", "NVMe": "#009e73"}
+COLOURS = {"virtio split": "#0072b2", "virtio split, indirect": "#56b4e9", "virtio packed": "#d55e00", "virtio packed, indirect": "#e69f00",
+           "NVMe": "#009e73"}
 INK, FAINT, GRID = "#222222", "#666666", "#e6e6e6"
 FONT = "font-family=\"'Helvetica Neue',Helvetica,Arial,'DejaVu Sans',sans-serif\""
 LABEL_GAP = 17
@@ -21,6 +22,11 @@ def short(value):
         if abs(value) >= limit:
             return f"{value / limit:.3g} {unit}"
     return f"{value:.3g}"
+
+
+def colour_of(name):
+    """The colour of the longest name that this one begins with."""
+    return COLOURS.get(max((known for known in COLOURS if name.startswith(known)), key=len, default=None), INK)
 
 
 class Axis:
@@ -115,13 +121,17 @@ def lines(path, *, title, subtitle, x, y, series, x_log=False, y_log=False, x_ti
         right = max(across_ends[index] for index in near)
         for index, label in zip(near, spread_labels([up.at(series[index][1][-1][1]) for index in near])):
             ends[index] = (right, label)
+    seen = set()
     for (name, found), (right, label) in zip(series, ends):
-        colour = COLOURS.get(name, INK)
+        colour = colour_of(name)
+        # The second line of a colour is dashed.
+        dashes = ' stroke-dasharray="8 5"' if colour in seen else ""
+        seen.add(colour)
         places = [(across.at(px), up.at(middle), up.at(low), up.at(high)) for px, middle, low, high in found]
         band = [f"{px:.1f},{high:.1f}" for px, _, _, high in places] + [f"{px:.1f},{low:.1f}" for px, _, low, _ in reversed(places)]
         out.append(f'<polygon points="{" ".join(band)}" fill="{colour}" fill-opacity="0.14"/>')
         line = " ".join(f"{px:.1f},{middle:.1f}" for px, middle, _, _ in places)
-        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.4" stroke-linejoin="round"/>')
+        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.4" stroke-linejoin="round"{dashes}/>')
         out.extend(f'<circle cx="{px:.1f}" cy="{middle:.1f}" r="3.4" fill="{colour}"/>' for px, middle, _, _ in places)
         out.append(text(right + 12, label + 4.5, name, colour=colour, weight="bold"))
     out.append("</svg>")

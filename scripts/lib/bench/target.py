@@ -118,11 +118,11 @@ class Target:
         with open(f"/proc/{self.process.pid}/status", encoding="ascii") as status:
             return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1])
 
-    def load(self, names, *, depth=1, seconds=0.5, warmup=WARMUP, extra=()):
+    def load(self, names, *, depth=1, seconds=0.5, warmup=WARMUP, extra=(), core=LOAD_CORE):
         """One run of the load generator, with what it cost the target. A dict of its figures."""
         names = [names] if isinstance(names, str) else names
         command = [self.generator, "load", *self.words(names), "--depth", str(depth), "--seconds", str(seconds),
-                   "--warmup", str(warmup), "--cpu", str(LOAD_CORE), "--json", "-", *map(str, extra)]
+                   "--warmup", str(warmup), "--cpu", str(core), "--json", "-", *map(str, extra)]
         before = self.used()
         ran = subprocess.run(command, check=False, capture_output=True, text=True)
         after = self.used()
