@@ -128,6 +128,39 @@ fn saved_configuration_comes_back_to_the_byte() {
 }
 
 #[test]
+fn disk_whose_bdev_is_gone_does_not_keep_the_others_from_coming_back() {
+    let mut target = Target::start().unwrap();
+    let disk = |name: &str| json!({"name": name, "num_blocks": 2048, "block_size": 512});
+    let unit = |target: u8, bdev: &str| json!({"name": "scsi", "scsi_target_num": target, "bdev_name": bdev});
+    for (method, params) in [
+        ("bdev_malloc_create", disk("Stays")),
+        ("bdev_malloc_create", disk("Goes")),
+        ("vfu_virtio_create_blk_endpoint", json!({"name": "without", "bdev_name": "Goes"})),
+        ("vfu_virtio_create_blk_endpoint", json!({"name": "with", "bdev_name": "Stays"})),
+        ("vfu_virtio_create_scsi_endpoint", json!({"name": "scsi"})),
+        ("vfu_virtio_scsi_add_target", unit(0, "Goes")),
+        ("vfu_virtio_scsi_add_target", unit(1, "Goes")),
+        ("bdev_malloc_delete", json!({"name": "Goes"})),
+        ("bdev_null_create", disk("New")),
+    ] {
+        target.call(method, params.clone()).unwrap_or_else(|error| panic!("{method} {params}: {error:?}"));
+    }
+    // Its place is free when its reactor has heard of it.
+    target.wait_until(|| target.call("vfu_virtio_scsi_add_target", unit(0, "New")).is_ok()).unwrap();
+    let before = saved(&target);
+    assert!(
+        !before.contains("Goes") && before.matches("vfu_virtio_scsi_add_target").count() == 1,
+        "{before}"
+    );
+    let path = file(&target, &before);
+
+    target.restart_with(&["-c", path.to_str().unwrap()]).unwrap();
+
+    assert_eq!(saved(&target), before);
+    assert!(target.endpoint("with").exists() && !target.endpoint("without").exists());
+}
+
+#[test]
 fn everything_that_can_be_made_comes_back_to_the_byte() {
     let mut target = Target::start().unwrap();
     furnish_with_everything(&target);
@@ -325,5 +358,7 @@ fn configuration_that_spdk_has_saved_loads() {
     let bdevs = target.call("bdev_get_bdevs", Value::Null).unwrap();
     let names: Vec<&Value> = bdevs.as_array().unwrap().iter().map(|bdev| &bdev["name"]).collect();
     assert_eq!(names, ["Malloc0", "Null0"]);
+    let subsystems = target.call("nvmf_get_subsystems", Value::Null).unwrap();
+    assert!(subsystems.as_array().unwrap().iter().any(|one| one["nqn"] == "nqn.2016-06.io.spdk:cnode1"));
     assert_eq!(bdevs[0]["uuid"], "4f9bd3b5-9d80-4b24-9d54-7d0d2a6ad3f1");
 }

@@ -38,6 +38,35 @@ fn state_survives_a_crash_and_goes_before_the_file() {
     assert_eq!(config(&target), before, "an orderly end deletes nothing");
 }
 
+/// A disk that is missing once, and a start that is told to go on without it.
+#[test]
+fn what_was_kept_stays_beside_what_a_start_has_made_of_it() {
+    let mut target = Target::start().unwrap();
+    let (state, image) = (target.dir().join("state"), target.dir().join("disk.img"));
+    let args = ["--state-dir", state.to_str().unwrap(), "--json-ignore-init-errors"];
+    std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    target.restart_with(&args).unwrap();
+    let file = json!({"filename": image, "name": "File", "block_size": 512});
+    target.call("bdev_aio_create", file).unwrap();
+    target.call("vfu_virtio_create_blk_endpoint", json!({"name": "e", "bdev_name": "File"})).unwrap();
+    let before = config(&target);
+    target.restart_with(&args).unwrap();
+    let old = state.join("state.journal.old");
+    assert!(config(&target) == before && !old.exists(), "nothing was lost");
+
+    std::fs::rename(&image, target.dir().join("elsewhere.img")).unwrap();
+    target.restart_with(&args).unwrap();
+    assert!(config(&target) != before && old.exists());
+    std::fs::rename(target.dir().join("elsewhere.img"), &image).unwrap();
+    // A start later it is still there.
+    target.restart_with(&args).unwrap();
+    target.crash().unwrap();
+    std::fs::rename(&old, state.join("state.journal")).unwrap();
+    target.restart_with(&args).unwrap();
+
+    assert_eq!(config(&target), before);
+}
+
 /// Every call is either whole or not there: the names that a crash left are those of the calls that were answered, and
 /// perhaps of the one that was not.
 #[test]

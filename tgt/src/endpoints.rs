@@ -139,6 +139,29 @@ impl Backend {
             }
         }
     }
+
+    /// Whether what it is made of is there.
+    fn is_there(&self, registry: &Registry) -> bool {
+        match self {
+            Self::Blk(name) => registry.get(name).is_ok(),
+            Self::Scsi(_) => true,
+        }
+    }
+
+    /// Whether a call has a part in what it is now.
+    fn is_made_by(&self, call: &Entry) -> bool {
+        match (self, target_of(call)) {
+            (Self::Scsi(targets), Some(target)) => {
+                targets.list().iter().any(|(there, _)| u64::from(*there) == target)
+            }
+            _ => true,
+        }
+    }
+}
+
+/// The SCSI target that a call adds.
+fn target_of(call: &Entry) -> Option<u64> {
+    call.params.as_ref()?.get("scsi_target_num")?.as_u64()
 }
 
 /// An endpoint as its owner knows it.
@@ -367,6 +390,8 @@ impl Endpoints {
         let access = if bdev.info().read_only { Access::Read } else { Access::ReadWrite };
         let descriptor = Arc::new(registry.open(bdev_name, access, slot.callback())?);
         slot.add(descriptor, &self.reservations)?;
+        // One whose bdev was removed has left its call here.
+        endpoint.calls.retain(|call| target_of(call) != Some(target.into()));
         endpoint.calls.push(call);
         Ok(())
     }
@@ -379,9 +404,7 @@ impl Endpoints {
             return Err(EndpointError::NotScsi(name.to_owned()));
         };
         targets.remove(target)?;
-        let added =
-            |call: &Entry| call.params.as_ref().is_some_and(|params| params["scsi_target_num"] == target);
-        endpoint.calls.retain(|call| !added(call));
+        endpoint.calls.retain(|call| target_of(call) != Some(target.into()));
         Ok(())
     }
 
@@ -421,8 +444,9 @@ impl Endpoints {
         Listener::bind_for(path, self.sockets.mode, SocketOwner { uid, gid })
     }
 
-    /// The calls that make these endpoints, in the order in which they were made: the base path changes in between.
-    pub(crate) fn config(&self) -> Vec<Entry> {
+    /// The calls that make these endpoints, in the order in which they were made: the base path changes in between. A disk
+    /// whose bdev is gone is not made again: nothing would be there to make it of, and the start that tries would fail.
+    pub(crate) fn config(&self, registry: &Registry) -> Vec<Entry> {
         let inner = self.lock();
         let mut endpoints: Vec<&Endpoint> =
             inner.by_name.values().filter(|one| one.handle.state() != endpoint::State::Gone).collect();
@@ -435,9 +459,10 @@ impl Endpoints {
                 base.clone_from(next);
             }
         };
-        for endpoint in endpoints {
+        for endpoint in endpoints.into_iter().filter(|endpoint| endpoint.backend.is_there(registry)) {
             move_to(&endpoint.base, &mut entries);
-            entries.extend_from_slice(&endpoint.calls);
+            let calls = endpoint.calls.iter().filter(|call| endpoint.backend.is_made_by(call));
+            entries.extend(calls.cloned());
         }
         move_to(&inner.base, &mut entries);
         entries

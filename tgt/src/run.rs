@@ -101,6 +101,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     let served = serve(&args, &rpc, &target, journal, document);
 
+    target.stop();
     let mut all = target.endpoints.delete_all();
     all.extend(target.nvmf.delete_all());
     rpc.run(async move {

@@ -1,6 +1,6 @@
 //! What RPC methods work on: the bdevs, the endpoints, the reactors.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bdev::{Notifications, Registry};
 use reactor::{Group, Handle, Mode};
@@ -58,6 +58,8 @@ pub(crate) struct Target {
     launch: Mutex<Option<Launch>>,
     /// Set to the exit status when the target cannot go on.
     failed: watch::Sender<Option<u8>>,
+    /// It is being taken apart.
+    is_stopping: Mutex<bool>,
     /// What happened to bdevs.
     pub(crate) notifications: Arc<Notifications>,
     /// The options of `bdev_raid_set_options`.
@@ -97,6 +99,7 @@ impl Target {
             bdev_appeared,
             launch: Mutex::new(None),
             failed: watch::Sender::new(None),
+            is_stopping: Mutex::new(false),
             notifications,
             raid_options: Mutex::default(),
             _app_thread: app_thread,
@@ -145,6 +148,17 @@ impl Target {
         self.stage.resume();
         tracing::info!("target is running");
         Ok(())
+    }
+
+    /// The target stops: what it is made of is no configuration any more.
+    pub(crate) fn stop(&self) {
+        *self.is_stopping.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Keeps the target from stopping; none if it does already.
+    pub(crate) fn goes_on(&self) -> Option<MutexGuard<'_, bool>> {
+        let is_stopping = self.is_stopping.lock().unwrap_or_else(PoisonError::into_inner);
+        (!*is_stopping).then_some(is_stopping)
     }
 
     fn fail(&self, code: u8) -> Failed {

@@ -133,7 +133,7 @@ pub(super) const METHODS: &[Method<Target>] = &[
 
 /// The calls that make the endpoints.
 pub(super) fn config(target: &Target) -> Vec<Entry> {
-    target.endpoints.config()
+    target.endpoints.config(&target.registry)
 }
 
 fn failed(error: &EndpointError) -> RpcError {

@@ -23,6 +23,8 @@ use serde_json::Value;
 const FILE: &str = "state.journal";
 /// Name of the file that is to become it.
 const NEW_FILE: &str = "state.journal.new";
+/// Name of the file that keeps what was kept before, where a start has led to something else.
+const OLD_FILE: &str = "state.journal.old";
 /// Name of the file whose lock says that the folder is in use.
 const LOCK_FILE: &str = "lock";
 /// Room that a call needs to begin: more than any one call changes, save for some that undo a great deal.
@@ -148,11 +150,24 @@ impl Journal {
         Ok((journal, kept))
     }
 
-    /// Begins a file with this state in the place of the one that was read.
+    /// Begins a file with this state in the place of the one that was read. Where that said something else, as calls of it
+    /// were refused (`--json-ignore-init-errors`), it stays beside the new one: a disk may have been missing but once.
     ///
     /// # Errors
     /// See [`JournalError`].
     pub(crate) fn begin(&mut self, state: State) -> Result<(), JournalError> {
+        let (path, old) = (self.dir.join(FILE), self.dir.join(OLD_FILE));
+        let is_other = without_empty(&self.state) != without_empty(&state);
+        if is_other && path.try_exists().map_err(JournalError::at(&path))? {
+            // As durable as it was: the text of a copy would have to be synced first.
+            match std::fs::remove_file(&old) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(JournalError::at(&old)(error));
+                }
+                _ => std::fs::hard_link(&path, &old).map_err(JournalError::at(&old))?,
+            }
+            tracing::warn!(kept = %old.display(), "the configuration is not what was kept; what was is in this file");
+        }
         self.state = state;
         self.rewrite()
     }
@@ -223,6 +238,11 @@ impl Journal {
         (self.file, self.end, self.allocated) = (Some(file), end, allocated);
         Ok(())
     }
+}
+
+/// The parts of a state that say something.
+fn without_empty(state: &State) -> Vec<&(String, Vec<Value>)> {
+    state.iter().filter(|(_, calls)| !calls.is_empty()).collect()
 }
 
 /// The room that a call needs to begin, behind so many that have been made.

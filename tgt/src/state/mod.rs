@@ -82,8 +82,12 @@ impl Keeper {
             let Some(target) = self.target.upgrade() else { return };
             let waiters = mem::take(&mut *self.made());
             self.in_writing.store(waiters.len() as u64, Ordering::Relaxed);
-            // All of them are in it, and nothing that is not done.
-            let state = state_of(&target);
+            let state = {
+                // Once the target stops, its endpoints go, and they are to come back: what calls do from then on is not kept.
+                let Some(_goes_on) = target.goes_on() else { return };
+                // All of them are in it, and nothing that is not done.
+                state_of(&target)
+            };
             drop(target);
             let keeper = Arc::clone(&self);
             let written = spawn_blocking(move || keeper.with_journal(|journal| journal.record(state)));
