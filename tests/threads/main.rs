@@ -71,6 +71,42 @@ fn queues_are_dealt_to_all_reactors_and_moved_under_load_without_a_loss() {
 }
 
 #[test]
+fn queues_of_a_controller_are_moved_under_load_without_a_loss() {
+    let target = target();
+    let traddr = target.dir().join("nvme");
+    std::fs::create_dir(&traddr).unwrap();
+    let (nqn, name) = ("nqn.2026-11.org.example:disk", format!("nvmf_{}", traddr.display()));
+    for (method, params) in [
+        ("bdev_malloc_create", json!({"name": "Malloc1", "num_blocks": 65536, "block_size": 512})),
+        ("nvmf_create_transport", json!({"trtype": "VFIOUSER"})),
+        ("nvmf_create_subsystem", json!({"nqn": nqn, "allow_any_host": true})),
+        ("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": {"bdev_name": "Malloc1"}})),
+        (
+            "nvmf_subsystem_add_listener",
+            json!({"nqn": nqn, "listen_address": {"trtype": "VFIOUSER", "traddr": traddr}}),
+        ),
+    ] {
+        target.call(method, params).unwrap();
+    }
+    let id = thread_id(&target, &name);
+    let mut command = Command::new(binary("ringside-bench"));
+    command.args(["load", "--nvme", "--rw", "randrw", "--depth", "16", "--queues", "2", "--verify"]);
+    command.args(["--warmup", "0", "--seconds", "3", "--socket"]).arg(traddr.join("cntrl"));
+    let load = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1000));
+    assert_eq!(cores_of(&target, &name), [0, 1]);
+    let qpairs = || target.call("nvmf_subsystem_get_qpairs", json!({"nqn": nqn})).unwrap();
+    for mask in ["0x1", "0x2", "0x3", "0x2", "0x1"].into_iter().cycle().take(20) {
+        target.call("thread_set_cpumask", json!({"id": id, "cpumask": mask})).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    target.wait_until(|| cores_of(&target, &name) == [0]).unwrap();
+    assert_eq!(qpairs().as_array().map(Vec::len), Some(3), "{}", qpairs());
+    let output = load.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn modes_are_changed_under_load_without_a_loss() {
     let target = target();
     let load = load(&target, 3);

@@ -262,7 +262,7 @@ impl Endpoints {
     }
 
     /// The reactors of a mask; all of the target's without one.
-    fn reactors_of(&self, mask: Option<&str>) -> Result<(CoreMask, Vec<Handle>), EndpointError> {
+    pub(crate) fn reactors_of(&self, mask: Option<&str>) -> Result<(CoreMask, Vec<Handle>), EndpointError> {
         let all: CoreMask = self.reactors.iter().map(Handle::core).collect();
         let mask = match mask {
             None => all,
@@ -425,12 +425,11 @@ impl Endpoints {
         Ok(true)
     }
 
-    /// Moves one queue of an endpoint within its cpumask. Ignored if either is gone meanwhile.
-    pub(crate) fn move_queue(&self, thread: u64, queue: u16, to: &Handle) {
+    /// Moves one queue of an endpoint within its cpumask. False if there is no such endpoint.
+    pub(crate) fn move_queue(&self, thread: u64, queue: u16, to: &Handle) -> bool {
         let inner = self.lock();
-        if let Some(entry) = inner.by_name.values().find(|entry| entry.group.id() == thread) {
-            entry.handle.move_queue(queue, to.clone());
-        }
+        let entry = inner.by_name.values().find(|entry| entry.group.id() == thread);
+        entry.map(|entry| entry.handle.move_queue(queue, to.clone())).is_some()
     }
 
     fn bind(&self, inner: &Inner, name: &str) -> Result<Listener, EndpointError> {

@@ -74,7 +74,14 @@ pub(crate) struct Way {
     pub(crate) ana: Arc<AnaStates>,
     endpoint: EndpointHandle,
     /// As clients see a thread.
-    pub(crate) thread: String,
+    group: Group,
+}
+
+impl Way {
+    /// The name of its thread.
+    pub(crate) fn thread(&self) -> &str {
+        self.group.name()
+    }
 }
 
 /// A subsystem with what only the control side knows of it.
@@ -246,17 +253,17 @@ impl Nvmf {
             options: transport.controller,
             is_mappable: !transport.disable_mappable_bar0,
         };
-        let thread = format!("nvmf_{traddr}");
+        let group = Group::new(format!("nvmf_{traddr}"), mask);
         let endpoint = endpoint::start(Spec {
-            name: thread.clone(),
+            name: group.name().to_owned(),
             listener,
             reactors,
-            group: Group::new(thread.clone(), mask),
+            group: group.clone(),
             vectors: vectors(transport.controller.max_io_queues),
             model: Box::new(move |home, bus| Box::new(NvmePci::new(spec, home.clone(), Arc::clone(bus)))),
         })?;
         tracing::info!(nqn, traddr, "listener added");
-        entry.ways.push(Way { traddr: traddr.to_owned(), ana: states, endpoint, thread });
+        entry.ways.push(Way { traddr: traddr.to_owned(), ana: states, endpoint, group });
         Ok(())
     }
 
@@ -267,6 +274,25 @@ impl Nvmf {
         let at = entry.ways.iter().position(|way| way.traddr == traddr);
         let at = at.ok_or_else(|| NvmfError::Listener(format!("{traddr} is not there")))?;
         Ok(end(entry.ways.remove(at)))
+    }
+
+    /// Deals the queues of the controller that SPDK's clients know as this thread to these reactors. False if there is none.
+    pub(crate) fn place(&self, thread: u64, mask: CoreMask, reactors: Vec<Handle>) -> bool {
+        self.with_way(thread, |way| {
+            way.group.set_cpumask(mask);
+            way.endpoint.place(reactors);
+        })
+    }
+
+    /// Moves one queue of a controller. False if there is no such controller.
+    pub(crate) fn move_queue(&self, thread: u64, queue: u16, to: &Handle) -> bool {
+        self.with_way(thread, |way| way.endpoint.move_queue(queue, to.clone()))
+    }
+
+    fn with_way(&self, thread: u64, work: impl FnOnce(&Way)) -> bool {
+        let state = self.lock();
+        let mut ways = state.subsystems.iter().flat_map(|entry| &entry.ways);
+        ways.find(|way| way.group.id() == thread).map(work).is_some()
     }
 
     /// Deletes everything: the target stops.

@@ -129,8 +129,12 @@ pub(crate) async fn run(target: Arc<Target>) {
         if let Some(Move { thread, queue, to }) = decide(&settings, &before, &after)
             && let Some(reactor) = target.reactors.iter().find(|reactor| reactor.core() == to)
         {
-            tracing::info!(thread, queue, to, "queue moved to another reactor");
-            target.endpoints.move_queue(thread, queue, reactor);
+            // One that is gone meanwhile moves nowhere.
+            if target.endpoints.move_queue(thread, queue, reactor)
+                || target.nvmf.move_queue(thread, queue, reactor)
+            {
+                tracing::info!(thread, queue, to, "queue moved to another reactor");
+            }
         }
         before = after;
     }

@@ -176,7 +176,7 @@ pub trait DeviceModel: Send {
         let _ = reactor;
     }
 
-    /// Moves one live queue. False if there is no such queue.
+    /// Moves one live queue, by its number as the device's kind counts them. False if there is no such queue.
     fn move_queue(&mut self, queue: u16, to: &Handle) -> bool;
 
     /// Memory, interrupts or bus mastering changed: every queue takes them anew.

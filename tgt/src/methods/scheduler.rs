@@ -278,7 +278,11 @@ fn place(target: &Target, thread: u64, mask: &str) -> Result<(), RpcError> {
             format!("cpumask {mask} is invalid (core mask is 0x{ours})"),
         )
     };
-    if target.endpoints.set_cpumask(thread, mask).map_err(outside)? {
+    if target.endpoints.set_cpumask(thread, mask).map_err(&outside)? {
+        return Ok(());
+    }
+    let (ours, reactors) = target.endpoints.reactors_of(Some(mask)).map_err(outside)?;
+    if target.nvmf.place(thread, ours, reactors) {
         return Ok(());
     }
     // A thread without queues, such as app_thread, has nothing to move.

@@ -189,11 +189,16 @@ impl Reservations {
         let mut state = self.lock();
         let registered = state.key_of(&host);
         let mut notices = Vec::new();
+        // What is refused changes nothing.
+        if (action != 1 && new == 0) || (ptpl == 0b11 && !self.can_persist()) {
+            return Err(Status::INVALID_FIELD);
+        }
+        let is_full = state.registrants.len() >= MAX_REGISTRANTS;
         match action {
             0 => match registered {
                 Some(key) if key == new => {}
                 Some(_) => return Err(Status::RESERVATION_CONFLICT),
-                None if state.registrants.len() >= MAX_REGISTRANTS => return Err(Status::INTERNAL_ERROR),
+                None if is_full => return Err(Status::INTERNAL_ERROR),
                 None => state.registrants.push(Registrant { host, key: new, cntlid }),
             },
             1 => {
@@ -214,7 +219,10 @@ impl Reservations {
                 if !(known || newcomer) {
                     return Err(Status::RESERVATION_CONFLICT);
                 }
-                if registered.is_none() {
+                if newcomer && is_full {
+                    return Err(Status::INTERNAL_ERROR);
+                }
+                if newcomer {
                     state.registrants.push(Registrant { host, key: new, cntlid });
                 }
                 for registrant in state.registrants.iter_mut().filter(|registrant| registrant.host == host) {
@@ -225,8 +233,7 @@ impl Reservations {
         }
         match ptpl {
             0b10 => state.ptpl = false,
-            0b11 if self.can_persist() => state.ptpl = true,
-            0b11 => return Err(Status::INVALID_FIELD),
+            0b11 => state.ptpl = true,
             _ => {}
         }
         state.generation = state.generation.wrapping_add(1);
@@ -260,8 +267,8 @@ impl Reservations {
             }
             0 if state.holds(&host) && state.kind == kind => {}
             0 => return Err(Status::RESERVATION_CONFLICT),
-            // Preempt, and Preempt and Abort: commands at a bdev cannot be taken back; they finish.
-            1 | 2 => {
+            // Preempt. Preempt and Abort is refused: commands at a bdev cannot be taken back, and who asks for it relies on that.
+            1 => {
                 let old = state.kind;
                 let all = old != 0 && is_all_registrants(old) && preempted == 0;
                 let holder_key = state.holder.and_then(|holder| state.key_of(&holder));
@@ -318,7 +325,7 @@ impl Reservations {
                 state.holder = None;
             }
             1 => {
-                notices = state.others(&host, notice::PREEMPTED);
+                notices = state.others(&host, notice::RESERVATION_PREEMPTED);
                 let generation = state.generation.wrapping_add(1);
                 *state = State { generation, ptpl: state.ptpl, ..State::default() };
             }
@@ -421,6 +428,51 @@ mod tests {
         assert_eq!(reservations.acquire(A, 0, 1, (0xb, 0)), Err(Status::RESERVATION_CONFLICT));
         assert_eq!(reservations.release(A, 1, 0, 0xb), Err(Status::RESERVATION_CONFLICT));
         assert_eq!(reservations.register(A, 1, 1, (false, 0), (0xb, 0)), Err(Status::RESERVATION_CONFLICT));
+    }
+
+    #[test]
+    fn registering_that_is_refused_changes_nothing() {
+        let reservations = both_registered();
+        let before = reservations.report(true);
+        let refused = Err(Status::INVALID_FIELD);
+        // No file to persist in; and a key of zero is none.
+        for action in 0..3 {
+            assert_eq!(reservations.register(A, 1, action, (true, 0b11), (0xa, 0xc)), refused, "{action}");
+        }
+        assert_eq!(reservations.register([3; 16], 3, 0, (false, 0), (0, 0)), refused);
+        assert_eq!(reservations.register(A, 1, 2, (false, 0), (0xa, 0)), refused);
+        assert_eq!(reservations.report(true), before);
+    }
+
+    #[test]
+    fn no_way_to_register_leads_beyond_the_most_registrants() {
+        let reservations = Reservations::default();
+        let host = |n: usize| [u8::try_from(n).unwrap(); 16];
+        for n in 0..MAX_REGISTRANTS {
+            reservations.register(host(n), 1, 2, (true, 0), (0, 0xa)).unwrap();
+        }
+        let one_more = host(MAX_REGISTRANTS);
+        assert!(reservations.register(one_more, 1, 0, (false, 0), (0, 0xa)).is_err());
+        assert!(reservations.register(one_more, 1, 2, (true, 0), (0, 0xa)).is_err());
+        reservations.register(host(0), 1, 2, (true, 0), (0, 0xb)).unwrap();
+    }
+
+    #[test]
+    fn clearing_tells_the_others_that_the_reservation_was_preempted() {
+        let reservations = both_registered();
+        reservations.acquire(A, 0, WRITE_EXCLUSIVE, (0xa, 0)).unwrap();
+        let told = reservations.release(B, 1, 0, 0xb).unwrap();
+        assert_eq!(told, [(A, notice::RESERVATION_PREEMPTED)]);
+        assert!(reservations.is_free());
+    }
+
+    #[test]
+    fn preempting_with_an_abort_that_there_is_not_is_refused() {
+        let reservations = both_registered();
+        reservations.acquire(A, 0, EXCLUSIVE_ACCESS, (0xa, 0)).unwrap();
+        let abort = reservations.acquire(B, 2, EXCLUSIVE_ACCESS, (0xb, 0xa));
+        assert_eq!(abort, Err(Status::INVALID_FIELD));
+        assert!(reservations.allows(&A, true));
     }
 
     #[test]

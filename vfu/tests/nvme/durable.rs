@@ -150,6 +150,37 @@ fn shutdown_with_notice_is_over_when_what_was_written_is_flushed() {
     assert_eq!(rig.server.faults(), 0);
 }
 
+/// However often a host asks, and whatever it resets in between: one flush at a time.
+#[test]
+fn shutdowns_over_and_over_flush_once_at_a_time() {
+    let mut rig = Rig::new();
+    let asked = add(&rig);
+    let mut nvme = rig.driver(Doorbells::Trapped, 1);
+    let now = nvme.read32(reg::CC).unwrap();
+    let shut_down = now | cc::SHN_NORMAL << 14;
+    asked.holds.store(true, Ordering::Release);
+    for round in 0..10 {
+        for _ in 0..10 {
+            nvme.write32(reg::CC, shut_down).unwrap();
+            nvme.write32(reg::CC, now).unwrap();
+        }
+        assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY | csts::SHST_PROCESSING, "round {round}");
+        nvme.disable().unwrap();
+        nvme.enable().unwrap();
+    }
+    // The flush looks at its bdev every millisecond.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(asked.flushes.load(Ordering::Acquire), 1);
+
+    nvme.write32(reg::CC, shut_down).unwrap();
+    asked.holds.store(false, Ordering::Release);
+    while nvme.read32(reg::CSTS).unwrap() != csts::RDY | csts::SHST_COMPLETE {
+        std::thread::yield_now();
+    }
+    assert_eq!(asked.flushes.load(Ordering::Acquire), 2, "the last one has waited for its turn");
+    assert_eq!(rig.server.faults(), 0);
+}
+
 #[test]
 fn reservation_that_outlives_the_target_ends_when_it_is_on_the_disk() {
     let mut rig = Rig::new();

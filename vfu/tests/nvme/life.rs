@@ -8,11 +8,16 @@ use vfu::{
         memory::Memory,
         nvme::{Nvme, blocks_command, status_of},
     },
-    nvme::spec::{Command, Status, admin, csts, nvm, reg},
+    nvme::spec::{Command, CopyRange, Status, admin, csts, nvm, reg},
     wire::spec::{irq, irq_set_flags},
 };
 
-use crate::rig::{ALL, BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, remap, until, write};
+use zerocopy::IntoBytes;
+
+use crate::{
+    elsewhere,
+    rig::{ALL, BLOCK, Doorbells, Rig, buffer, connect, in_either_memory, read, remap, until, write},
+};
 
 fn load(nvme: &mut Nvme, queue: usize, dptr: [u64; 2]) {
     let commands: Vec<Command> = (0..48).map(|n| blocks_command(nvm::READ, 1, n * 8, 16, dptr)).collect();
@@ -119,7 +124,7 @@ fn queues_move_between_reactors_under_load_and_lose_nothing() {
         let dptr = buffer(&mut nvme);
         for turn in 0..20 {
             load(&mut nvme, 0, dptr);
-            endpoint.move_queue(0, rig.server.reactors()[turn % 2].clone());
+            endpoint.move_queue(1, rig.server.reactors()[turn % 2].clone());
             let done = nvme.drain(0).unwrap();
             assert_eq!(done.len(), 48);
             assert!(done.iter().all(|done| status_of(done).is_success()));
@@ -148,7 +153,7 @@ fn queue_that_finds_the_mailbox_of_its_next_reactor_full_goes_on_where_it_stood(
     there.send(Box::new(holds)).unwrap();
     started.recv().unwrap();
     while there.send(Box::new(|_| ())).is_ok() {}
-    endpoint.move_queue(0, there.clone());
+    endpoint.move_queue(1, there.clone());
     // Passes enough for the queue to stop, and for its endpoint to send it away.
     (0..100).for_each(|_| here.call(|_| ()).unwrap());
     release.send(()).unwrap();
@@ -189,7 +194,7 @@ fn queue_that_moves_keeps_its_pin_up_until_its_completions_are_seen() {
         });
         // The client looks for other interrupts first; meanwhile the queue moves.
         let there = rig.server.reactors()[there].clone();
-        endpoint.move_queue(0, there.clone());
+        endpoint.move_queue(1, there.clone());
         until("the move", || rig.subsystem.links()[0].queues()[0].core == there.core());
         nvme.read32(reg::CSTS).unwrap();
         unmask(&mut nvme);
@@ -274,9 +279,8 @@ fn as_many_queues_as_there_are_work() {
     nvme.disable().unwrap();
 }
 
-#[test]
-fn reservations_hold_between_two_controllers() {
-    let mut rig = Rig::new();
+/// Two hosts, each through a controller, registered with a namespace by keys of ones and of twos.
+fn two_hosts(rig: &mut Rig, nsid: u32) -> (Nvme, Nvme) {
     let mut one = rig.driver(Doorbells::Trapped, 1);
     let mut two = rig.connect("second", Doorbells::Trapped);
     two.enable().unwrap();
@@ -288,9 +292,45 @@ fn reservations_hold_between_two_controllers() {
             Command { opcode: admin::SET_FEATURES, dptr, cdw10: 0x81, cdw11: 1, ..Command::default() };
         nvme.admin_ok(host_id).unwrap();
         nvme.memory.write(dptr[0], &[[0; 8], [id; 8]].concat()).unwrap();
-        let register = Command { opcode: nvm::RESERVATION_REGISTER, nsid: 1, dptr, ..Command::default() };
+        let register = Command { opcode: nvm::RESERVATION_REGISTER, nsid, dptr, ..Command::default() };
         assert_eq!(status_of(&nvme.io(0, register).unwrap()), Status::SUCCESS);
     }
+    (one, two)
+}
+
+#[test]
+fn copy_of_a_host_that_is_preempted_writes_no_more() {
+    let mut rig = Rig::new();
+    elsewhere::add(&rig, 65536);
+    let (mut one, mut two) = two_hosts(&mut rig, 2);
+    let acquire = |dptr, action: u32| Command {
+        opcode: nvm::RESERVATION_ACQUIRE,
+        nsid: 2,
+        dptr,
+        cdw10: 1 << 8 | action,
+        ..Command::default()
+    };
+    let dptr = buffer(&mut one);
+    one.memory.write(dptr[0], &[1; 8]).unwrap();
+    assert_eq!(status_of(&one.io(0, acquire(dptr, 0)).unwrap()), Status::SUCCESS);
+    // A second of requests to its bdev, one after the other.
+    let range = CopyRange { blocks: u16::MAX - 1, ..CopyRange::default() };
+    one.memory.write(dptr[0], range.as_bytes()).unwrap();
+    let copy = Command { opcode: nvm::COPY, nsid: 2, dptr, ..Command::default() };
+    let cid = one.submit(0, &[copy]).unwrap()[0];
+    let dptr = buffer(&mut two);
+    two.memory.write(dptr[0], &[[2; 8], [1; 8]].concat()).unwrap();
+    assert_eq!(status_of(&two.io(0, acquire(dptr, 1)).unwrap()), Status::SUCCESS);
+
+    let ended = one.drain(0).unwrap();
+    let copied = ended.iter().find(|done| done.cid == cid).unwrap();
+    assert_eq!(status_of(copied), Status::RESERVATION_CONFLICT);
+}
+
+#[test]
+fn reservations_hold_between_two_controllers() {
+    let mut rig = Rig::new();
+    let (mut one, mut two) = two_hosts(&mut rig, 1);
     let dptr = buffer(&mut one);
     one.memory.write(dptr[0], &[1; 8]).unwrap();
     let acquire =
@@ -298,6 +338,8 @@ fn reservations_hold_between_two_controllers() {
     assert_eq!(status_of(&one.io(0, acquire).unwrap()), Status::SUCCESS);
     assert_eq!(write(&mut two, 1, 0, &[1; BLOCK]), Status::RESERVATION_CONFLICT);
     assert_eq!(read(&mut two, 1, 0, 1).0, Status::SUCCESS);
+    let flush = Command { opcode: nvm::FLUSH, nsid: 1, ..Command::default() };
+    assert_eq!(status_of(&two.io(0, flush).unwrap()), Status::RESERVATION_CONFLICT);
     assert_eq!(write(&mut one, 1, 0, &[1; BLOCK]), Status::SUCCESS);
     let report =
         Command { opcode: nvm::RESERVATION_REPORT, nsid: 1, dptr, cdw10: 63, cdw11: 1, ..Command::default() };

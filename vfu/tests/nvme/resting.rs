@@ -117,7 +117,7 @@ fn queue_moves_with_its_completions_that_cannot_be_written() {
     let mut rig = Rig::new();
     let (mut nvme, endpoint) = with_completion_at_rest(&mut rig);
     let there = rig.server.reactors()[1].clone();
-    endpoint.move_queue(0, there.clone());
+    endpoint.move_queue(1, there.clone());
     until("the move", || rig.subsystem.links()[0].queues()[0].core == there.core());
     share_region(&mut nvme, 1);
     until("the completion", || entry(&nvme).status & 1 == 1);

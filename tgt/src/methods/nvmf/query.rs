@@ -176,7 +176,7 @@ fn get_qpairs(target: &Arc<Target>, params: Params) -> Outcome {
                 "cntlid": link.cntlid,
                 "qid": qid,
                 "state": "enabled",
-                "thread": way.map_or("", |way| way.thread.as_str()),
+                "thread": way.map_or("", |way| way.thread()),
                 "hostnqn": host_nqn(&link),
                 "listen_address": address,
                 "peer_address": address,

@@ -328,7 +328,7 @@ impl Executor {
         if job.aborted && end.is_none() {
             end = Some(Status::ABORT_REQUESTED);
         }
-        let step = match end {
+        let step = match end.or_else(|| self.refusal(&job)) {
             Some(status) => Step::End(status),
             None if self.pausing && job.can_rest() => Step::Wait,
             None if !self.lock_fused(&mut job) => Step::Wait,
@@ -363,6 +363,14 @@ impl Executor {
         self.jobs[usize::from(index)] = Some(job);
     }
 
+    /// Why a job that writes has no next step: a host that was preempted, or whose way in was closed, meanwhile.
+    fn refusal(&self, job: &Job) -> Option<Status> {
+        let writes =
+            matches!(job.kind, Kind::Discard | Kind::Copy { .. } | Kind::Zero { .. } | Kind::Fused { .. });
+        let space = self.spaces.get(job.at).and_then(Option::as_ref).filter(|_| writes)?;
+        space.admit(Access::Write, &self.link).err()
+    }
+
     /// Fused commands of a namespace go one at a time, over all queues.
     fn lock_fused(&self, job: &mut Job) -> bool {
         if !matches!(job.kind, Kind::Fused { .. }) || job.locked {
@@ -376,7 +384,7 @@ impl Executor {
     fn next_flush(&self, job: &mut Job) -> Step {
         while let Some(&at) = self.present.get(job.next) {
             let open =
-                self.spaces[at].as_ref().is_some_and(|space| space.admit(Access::Flush, &self.link).is_ok());
+                self.spaces[at].as_ref().is_some_and(|space| space.admit(Access::Write, &self.link).is_ok());
             if open && self.supports(at, OpKind::Flush) {
                 return Step::Ask { at, op: Op::Flush, lba: 0, blocks: 0 };
             }

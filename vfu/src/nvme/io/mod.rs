@@ -372,7 +372,7 @@ impl Executor {
         if command.nsid == NSID_ALL {
             return self.start(tag, command, usize::MAX, Kind::FlushAll);
         }
-        let at = self.admit(command.nsid, Access::Flush)?;
+        let at = self.admit(command.nsid, Access::Write)?;
         if !self.supports(at, OpKind::Flush) {
             // Nothing is cached.
             Counters::add(&self.counters.commands, 1);
@@ -456,7 +456,7 @@ impl Executor {
         data: &impl Data,
     ) -> Result<Verdict, Status> {
         let deallocates = command.cdw11 & DSM_DEALLOCATE != 0;
-        let at = self.admit(command.nsid, if deallocates { Access::Write } else { Access::Flush })?;
+        let at = self.admit(command.nsid, Access::Write)?;
         let count = (command.cdw10 & 0xff) as usize + 1;
         let mut ranges = [DsmRange::default(); MAX_RANGES];
         let ranges = &mut ranges[..count];

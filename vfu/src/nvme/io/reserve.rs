@@ -21,6 +21,7 @@ impl Executor {
     ) -> Result<Verdict, Status> {
         let at = self.space(command.nsid)?;
         let Some(space) = &self.spaces[at] else { return Err(Status::INVALID_NAMESPACE) };
+        space.check_access()?;
         let namespace = std::sync::Arc::clone(&space.namespace);
         let host = self.link.host_id();
         // A host without a name cannot reserve (Base, 8.19).

@@ -14,9 +14,9 @@ use crate::nvme::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
+    /// Writes, and what counts as such beside reservations: Flush, and Dataset Management with all of its hints (Base, figure
+    /// 404).
     Write,
-    /// Neither: Flush, hints. Reservations let it pass for who may read (Base, figure 404).
-    Flush,
 }
 
 /// A namespace of one queue.
@@ -57,11 +57,14 @@ impl Space {
         self.namespace.descriptor().bdev().supports(kind)
     }
 
+    /// Reservations are no business of a way in that does not reach the namespace.
+    pub(super) fn check_access(&self) -> Result<(), Status> {
+        if self.inaccessible { Err(Status::ANA_INACCESSIBLE) } else { Ok(()) }
+    }
+
     #[inline]
     pub(super) fn admit(&self, access: Access, link: &Link) -> Result<(), Status> {
-        if self.inaccessible {
-            return Err(Status::ANA_INACCESSIBLE);
-        }
+        self.check_access()?;
         if self.namespace.reservations.is_free() {
             return Ok(());
         }

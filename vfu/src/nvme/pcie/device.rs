@@ -87,6 +87,8 @@ pub(super) struct Device {
     leaving: Option<Box<Errands>>,
     /// A shutdown that is not over.
     shutdown: Option<Shutdown>,
+    /// One that a reset has ended, while its flush goes on.
+    last_flush: Option<Shutdown>,
     pub(super) keep_alive: KeepAlive,
     /// The owner of a queue has panicked.
     pub(super) is_faulted: bool,
@@ -121,6 +123,7 @@ impl Device {
             lacks_room: false,
             leaving: None,
             shutdown: None,
+            last_flush: None,
             keep_alive: KeepAlive::default(),
             is_faulted: false,
         }
@@ -205,7 +208,9 @@ impl Device {
                 self.enable();
             }
         }
-        if cc::shn(value) != 0 && cc::shn(old) == 0 {
+        // One that is under way goes on: each has a poller of its own.
+        let is_shutting_down = self.registers.csts & csts::SHST == csts::SHST_PROCESSING;
+        if cc::shn(value) != 0 && cc::shn(old) == 0 && !is_shutting_down {
             // One without notice wants to be quick: only the other one waits for what bdevs have in caches.
             self.shutdown = (cc::shn(value) == cc::SHN_NORMAL).then(Shutdown::default);
             self.tell_shutdown(csts::SHST_PROCESSING);
@@ -219,6 +224,10 @@ impl Device {
 
     /// Tells the host that the shutdown is over, once it is.
     fn progress_shutdown(&mut self) {
+        if self.last_flush.as_ref().is_some_and(|flush| !flush.is_over()) {
+            return;
+        }
+        self.last_flush = None;
         let over = |shutdown: &mut Shutdown| shutdown.progress(&self.controller, &self.home, &self.bus);
         if self.registers.csts & csts::SHST == csts::SHST_PROCESSING
             && self.shutdown.as_mut().is_none_or(over)
@@ -289,7 +298,8 @@ impl Device {
         self.deletions.clear();
         self.aborts.clear();
         self.keep_alive.clear();
-        for group in self.groups.iter().flatten() {
+        for group in self.groups.iter_mut().flatten() {
+            group.is_moving = false;
             group.control.discard();
         }
     }
@@ -303,7 +313,9 @@ impl Device {
         self.groups.iter_mut().for_each(|group| *group = None);
         self.sqs.fill(None);
         self.buffers = None;
-        self.shutdown = None;
+        // Its flush is not waited for, but the next one waits for it.
+        self.last_flush =
+            self.shutdown.take().filter(|shutdown| !shutdown.is_over()).or(self.last_flush.take());
         self.doorbells.clear();
         self.controller.reset();
         self.mask(0);

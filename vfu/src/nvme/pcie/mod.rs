@@ -256,8 +256,7 @@ impl DeviceModel for NvmePci {
     }
 
     fn move_queue(&mut self, queue: u16, to: &Handle) -> bool {
-        // Counted from zero by those who ask; the first I/O queue is number one.
-        lock(&self.device).move_group(queue.saturating_add(1), to)
+        lock(&self.device).move_group(queue, to)
     }
 
     fn sync(&mut self) {

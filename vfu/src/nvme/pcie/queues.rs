@@ -116,7 +116,8 @@ impl Device {
         let Some(group) = self.groups.get_mut(usize::from(cqid)).and_then(Option::as_mut) else {
             return false;
         };
-        if group.reactor.core() != to.core() {
+        // What is being reset does not start again elsewhere.
+        if group.reactor.core() != to.core() && !group.control.is_discarding() {
             group.reactor = to.clone();
             group.is_moving = true;
             group.control.stop();

@@ -36,6 +36,11 @@ pub(super) struct Shutdown {
 }
 
 impl Shutdown {
+    /// Whether nothing of it is under way.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_flushed.as_ref().is_none_or(|is_flushed| is_flushed.load(Ordering::Acquire))
+    }
+
     /// Whether it is over. Starts the flush first; the home is woken when that has ended, or is to be started again.
     pub(super) fn progress(&mut self, controller: &Controller, home: &Home, bus: &Bus) -> bool {
         if let Some(is_flushed) = &self.is_flushed {
