@@ -15,7 +15,7 @@ use std::{
     ptr,
     sync::{
         Arc, Mutex, Once, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
 
@@ -39,11 +39,55 @@ pub(super) fn count() -> u64 {
     TORN.load(Ordering::Acquire)
 }
 
-/// A registered range. `len` of zero means that the slot is free; it is stored last and cleared first.
+/// What a slot holds: a range, and its mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    start: usize,
+    /// Zero: the slot is free.
+    len: usize,
+    torn: *mut Torn,
+}
+
+impl Entry {
+    const FREE: Self = Self { start: 0, len: 0, torn: ptr::null_mut() };
+}
+
+/// A place for an entry. It changes hands while handlers walk over it, and one that took the length of an entry with the start
+/// of the next would put memory over what is no window: `turn` tells them.
+#[derive(Debug, Default)]
 struct Slot {
+    /// Odd while the entry is being written.
+    turn: AtomicUsize,
     start: AtomicUsize,
     len: AtomicUsize,
     torn: AtomicPtr<Torn>,
+}
+
+impl Slot {
+    /// Called by the one who has the slot's index, from taking it off the free list until putting it back.
+    fn set(&self, entry: Entry) {
+        let turn = self.turn.load(Ordering::Relaxed);
+        self.turn.store(turn.wrapping_add(1), Ordering::Relaxed);
+        // Pairs with the fence of `get`: who read a part of this entry finds the turn odd, or further, when it looks again.
+        fence(Ordering::Release);
+        self.start.store(entry.start, Ordering::Relaxed);
+        self.len.store(entry.len, Ordering::Relaxed);
+        self.torn.store(entry.torn, Ordering::Relaxed);
+        self.turn.store(turn.wrapping_add(2), Ordering::Release);
+    }
+
+    /// The entry, unless it is being changed.
+    fn get(&self) -> Option<Entry> {
+        let turn = self.turn.load(Ordering::Acquire);
+        let entry = Entry {
+            start: self.start.load(Ordering::Relaxed),
+            len: self.len.load(Ordering::Relaxed),
+            torn: self.torn.load(Ordering::Relaxed),
+        };
+        fence(Ordering::Acquire);
+        let is_whole = turn.is_multiple_of(2) && self.turn.load(Ordering::Relaxed) == turn;
+        is_whole.then_some(entry)
+    }
 }
 
 /// Slots of one block, and blocks: enough for [`crate::wire::version::MAX_DMA_MAPS`] windows of some clients.
@@ -80,15 +124,9 @@ impl Registration {
                 None => return None,
             }
         };
-        TABLE[index / SLOTS].get_or_init(|| {
-            let free = || Slot { start: 0.into(), len: 0.into(), torn: AtomicPtr::new(ptr::null_mut()) };
-            (0..SLOTS).map(|_| free()).collect()
-        });
+        TABLE[index / SLOTS].get_or_init(|| (0..SLOTS).map(|_| Slot::default()).collect());
         let torn = Arc::new(Torn::default());
-        let slot = slot(index)?;
-        slot.torn.store(Arc::as_ptr(&torn).cast_mut(), Ordering::Relaxed);
-        slot.start.store(start, Ordering::Relaxed);
-        slot.len.store(len, Ordering::Release);
+        slot(index)?.set(Entry { start, len, torn: Arc::as_ptr(&torn).cast_mut() });
         Some(Self { index, torn })
     }
 
@@ -101,7 +139,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(slot) = slot(self.index) {
-            slot.len.store(0, Ordering::Release);
+            slot.set(Entry::FREE);
         }
         FREE.lock().unwrap_or_else(PoisonError::into_inner).0.push(self.index);
     }
@@ -124,43 +162,81 @@ fn install() {
 
 extern "C" fn handle(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to a handler with SA_SIGINFO, and SIGBUS has an address.
-    let address = unsafe { (*info).si_addr() } as usize;
-    if !patch(address) {
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    // By any other code it was sent: this thread does not access the address.
+    let is_access = matches!(code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR);
+    if !(is_access && patch(address)) {
         // Not ours: the access is repeated under the default, which ends the process and leaves a core with its cause.
         // SAFETY: setting a default action is allowed in a handler.
         unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
     }
 }
 
+/// The entry whose range an address is in. One look at each slot is enough for an address that this thread accesses: its window was
+/// registered before the thread knew of it, and stays so while it is accessed, so a slot that changes meanwhile is another's.
+fn find(address: usize) -> Option<Entry> {
+    let slots = TABLE.iter().map_while(OnceLock::get).flatten();
+    slots.filter_map(Slot::get).find(|entry| address.wrapping_sub(entry.start) < entry.len)
+}
+
 /// Puts memory under an address of a registered range. Async-signal-safe: atomics and one system call.
+///
+/// The caller is about to repeat an access to the address, which holds the mapping there alive: through a view, a span, or the
+/// request of one. So an entry that has the address in its range is this mapping's, and no earlier one's: that was cleared before its
+/// range was unmapped, hence before the address could become this mapping's. And it stays as long as the access is not made.
 fn patch(address: usize) -> bool {
-    for block in TABLE.iter().map_while(OnceLock::get) {
-        for slot in block {
-            let len = slot.len.load(Ordering::Acquire);
-            let start = slot.start.load(Ordering::Relaxed);
-            if len == 0 || address < start || address - start >= len {
-                continue;
-            }
-            let page = address & !(PAGE - 1);
-            let rest = (start + len).next_multiple_of(PAGE) - page;
-            // Told before there is memory again: another reactor may use it at once, and must not take it for the guest's.
-            let torn = slot.torn.load(Ordering::Relaxed);
-            // SAFETY: the mark lives in an `Arc` of the registration, whose owner keeps it until after it has cleared the slot; an
-            // access to the range is under way on this very thread, so the owner is alive.
-            unsafe { &*torn }.0.store(true, Ordering::Release);
-            TORN.fetch_add(1, Ordering::AcqRel);
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            // SAFETY: the range is inside a mapping that its registration's owner keeps until after it has cleared the
-            // slot; an access to it is under way on this very thread, so the owner is alive. Its owner unmaps the whole
-            // range, whatever is under it.
-            let mapped = unsafe { libc::mmap(page as *mut libc::c_void, rest, access, flags, -1, 0) };
-            return mapped != libc::MAP_FAILED;
-        }
-    }
-    false
+    let Some(Entry { start, len, torn }) = find(address) else { return false };
+    let page = address & !(PAGE - 1);
+    let rest = (start + len).next_multiple_of(PAGE) - page;
+    // Told before there is memory again: another reactor may use it at once, and must not take it for the guest's.
+    // SAFETY: the mark lives in an `Arc` of the registration, which clears its slot before it lets go of it; the access that
+    // is under way on this very thread keeps the registration (see above).
+    unsafe { &*torn }.0.store(true, Ordering::Release);
+    TORN.fetch_add(1, Ordering::AcqRel);
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: the range is inside a mapping that the access under way on this very thread keeps (see above), and its owner
+    // unmaps all of it in the end, whatever is under it.
+    let mapped = unsafe { libc::mmap(page as *mut libc::c_void, rest, access, flags, -1, 0) };
+    mapped != libc::MAP_FAILED
 }
 
 /// Smallest page of the machines this runs on. A larger one makes the range a multiple of it all the same: mappings
 /// start at pages.
 const PAGE: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn entry_is_never_of_two_uses_of_its_slot() {
+        // With the length of the second, the first would reach over the second and far beyond.
+        let entry = |nth: usize| {
+            let (start, len) = [(0x1000, 0x1000), (0x10_0000, 0x100_0000), (0, 0)][nth % 3];
+            Entry { start, len, torn: ptr::null_mut() }
+        };
+        let slot = Slot::default();
+        let mut mixed = Vec::new();
+
+        thread::scope(|scope| {
+            // So many that two threads on one core are interrupted in the middle often enough.
+            let turns = scope.spawn(|| (0..20_000_000).for_each(|nth| slot.set(entry(nth))));
+            while !turns.is_finished() {
+                mixed.extend(slot.get().filter(|found| ![0, 1, 2].map(entry).contains(found)));
+            }
+        });
+
+        assert_eq!(mixed, []);
+    }
+
+    #[test]
+    fn entry_that_is_being_changed_is_none() {
+        let slot = Slot::default();
+        slot.set(Entry { start: 0x1000, len: 0x1000, torn: ptr::null_mut() });
+        slot.turn.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(slot.get(), None);
+    }
+}
