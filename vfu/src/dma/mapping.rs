@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::{
+    fs::{FsWord, Stat, fstat, fstatfs},
     io::Errno,
     mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed},
 };
@@ -32,6 +33,8 @@ pub struct Protection {
 pub struct Mapping {
     base: NonNull<u8>,
     len: NonZeroUsize,
+    /// The whole pages it lies in: more than it where they are huge.
+    pages: (NonNull<u8>, NonZeroUsize),
     /// Gone before the memory is: see `Drop`.
     registration: Option<Registration>,
 }
@@ -48,27 +51,38 @@ impl Mapping {
     /// `EINVAL` for an empty range, an offset that is not page-aligned, or a range that the file does not cover (an
     /// access behind its end would be SIGBUS); else what `mmap` says.
     pub fn new(file: impl AsFd, offset: u64, len: u64, protection: Protection) -> Result<Self, Errno> {
-        let size = rustix::fs::fstat(&file)?.st_size;
+        let stat = fstat(&file)?;
         let end = offset.checked_add(len).ok_or(Errno::INVAL)?;
-        if u64::try_from(size).map_or(true, |size| end > size) {
+        if u64::try_from(stat.st_size).map_or(true, |size| end > size) {
             return Err(Errno::INVAL);
         }
-        let len = usize::try_from(len).ok().and_then(NonZeroUsize::new).ok_or(Errno::INVAL)?;
+        // Of huge pages any part may be a window: QEMU splits its memory below 1 MiB. They are mapped as a whole.
+        let page = page_len(&file, &stat)?;
+        let before = offset % page as u64;
+        if !before.is_multiple_of(rustix::param::page_size() as u64) {
+            return Err(Errno::INVAL);
+        }
+        let non_zero = |len| usize::try_from(len).ok().and_then(NonZeroUsize::new).ok_or(Errno::INVAL);
+        let (len, pages_len) = (non_zero(len)?, non_zero((before + len).next_multiple_of(page as u64))?);
         let mut flags = ProtFlags::empty();
         flags.set(ProtFlags::READ, protection.read);
         flags.set(ProtFlags::WRITE, protection.write);
         // SAFETY: no address is asked for, so no existing mapping is touched.
-        let base = unsafe { mmap(ptr::null_mut(), len.get(), flags, MapFlags::SHARED, file, offset)? };
-        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
-        let registration = Registration::new(base.addr().get(), len.get());
-        let mapping = Self { base, len, registration };
+        let pages = unsafe {
+            mmap(ptr::null_mut(), pages_len.get(), flags, MapFlags::SHARED, file, offset - before)?
+        };
+        let pages = NonNull::<u8>::new(pages.cast()).ok_or(Errno::NOMEM)?;
+        let registration = Registration::new(pages.addr().get(), pages_len.get(), page);
+        // SAFETY: less than a page, the first of those just mapped.
+        let base = unsafe { pages.add(before as usize) };
+        let mapping = Self { base, len, pages: (pages, pages_len), registration };
         if mapping.registration.is_none() {
             // Unprotected against a file that gets shorter: not taken.
             return Err(Errno::NOSPC);
         }
         // A core dump of the target shall not hold the memory of its guests. Advice only: a kernel that cannot, may not.
         // SAFETY: the range is the mapping just made.
-        let _ = unsafe { madvise(mapping.base.as_ptr().cast(), len.get(), Advice::LinuxDontDump) };
+        let _ = unsafe { madvise(pages.as_ptr().cast(), pages_len.get(), Advice::LinuxDontDump) };
         Ok(mapping)
     }
 
@@ -76,7 +90,8 @@ impl Mapping {
     /// in several windows (a ring behind a vIOMMU). Begins at the start of the first piece's page.
     ///
     /// # Errors
-    /// `EINVAL` where two pieces do not meet at the end and the start of a page; else what the kernel says.
+    /// `EINVAL` where two pieces do not meet at the end and the start of a page, which parts of huge pages never do for the
+    /// kernel; else what the kernel says.
     pub(super) fn stitched(pieces: &[Slice<'_>]) -> Result<Self, Errno> {
         let page = rustix::param::page_size();
         let (start, end) = (
@@ -95,9 +110,9 @@ impl Mapping {
         let base =
             unsafe { mmap_anonymous(ptr::null_mut(), len.get(), ProtFlags::empty(), MapFlags::PRIVATE)? };
         let base = NonNull::<u8>::new(base.cast()).ok_or(Errno::NOMEM)?;
-        let registration = Registration::new(base.addr().get(), len.get());
+        let registration = Registration::new(base.addr().get(), len.get(), page);
         // From here on, dropping it unmaps whatever was put there.
-        let mapping = Self { base, len, registration };
+        let mapping = Self { base, len, pages: (base, len), registration };
         if mapping.registration.is_none() {
             return Err(Errno::NOSPC);
         }
@@ -141,13 +156,25 @@ impl Drop for Mapping {
         self.registration = None;
         // SAFETY: the range was mapped by `new` and nobody else unmaps it; whoever holds a pointer into it holds an
         // `Arc` of this mapping, so there is none left.
-        release(unsafe { Range::new(self.base, self.len) });
+        release(unsafe { Range::new(self.pages.0, self.pages.1) });
     }
+}
+
+/// Bytes of the pages that a file is mapped by.
+fn page_len(file: impl AsFd, stat: &Stat) -> Result<usize, Errno> {
+    /// hugetlbfs (linux/magic.h), where memfds of huge pages are too: its blocks are its pages. Those of other file systems say
+    /// nothing about pages.
+    const HUGETLBFS_MAGIC: FsWord = 0x9584_58f6;
+    let page = rustix::param::page_size();
+    let block = usize::try_from(stat.st_blksize).unwrap_or(page);
+    let is_huge = block > page && fstatfs(file)?.f_type == HUGETLBFS_MAGIC;
+    Ok(if is_huge { block } else { page })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dma::{MapError, View, Windows};
 
     const BOTH: Protection = Protection { read: true, write: true };
 
@@ -168,9 +195,9 @@ mod tests {
     #[test]
     fn access_behind_a_file_made_shorter_reads_zeroes_and_is_noticed() {
         let file = memfd(0x4000);
-        let window = super::super::Windows::default();
+        let window = Windows::default();
         window.map(0, 0x4000, BOTH, Some((file.try_clone().unwrap(), 0))).unwrap();
-        let mut view = super::super::View::new(&window);
+        let mut view = View::new(&window);
         view.write(0x2000, &[7; 16]).unwrap();
         assert_eq!(view.torn(), 0);
         rustix::fs::ftruncate(&file, 0x1000).unwrap();
@@ -189,9 +216,9 @@ mod tests {
     fn copy_that_finds_its_window_torn_fails() {
         for writes in [false, true] {
             let file = memfd(0x4000);
-            let windows = super::super::Windows::default();
+            let windows = Windows::default();
             windows.map(0, 0x4000, BOTH, Some((file.try_clone().unwrap(), 0))).unwrap();
-            let view = super::super::View::new(&windows);
+            let view = View::new(&windows);
             view.write(0, &[7; 16]).unwrap();
             rustix::fs::ftruncate(&file, 0x1000).unwrap();
 
@@ -199,6 +226,75 @@ mod tests {
 
             assert!(copied.is_err(), "it went to, or came from, memory that is not the guest's");
         }
+    }
+
+    /// A file of huge pages (of 2 MiB here), and its name in the process's maps. None where there are none to be had.
+    fn huge_memfd(name: &str, pages: u64) -> Option<(std::os::fd::OwnedFd, u64)> {
+        use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+        let made = memfd_create(name, MemfdFlags::HUGETLB).and_then(|file| {
+            let page = page_len(&file, &fstat(&file)?)? as u64;
+            ftruncate(&file, pages * page)?;
+            fallocate(&file, FallocateFlags::empty(), 0, pages * page)?;
+            Ok((file, page))
+        });
+        made.inspect_err(|error| eprintln!("skipped, as there are no huge pages: {error}")).ok()
+    }
+
+    fn is_mapped(name: &str) -> bool {
+        std::fs::read_to_string("/proc/self/maps").unwrap().contains(name)
+    }
+
+    #[test]
+    fn window_is_any_part_of_huge_pages() {
+        let Some((file, page)) = huge_memfd("huge-parts", 2) else { return };
+        let windows = Windows::default();
+        // QEMU's below and from 1 MiB on, and one over the end of a huge page.
+        let parts = [(0xc_0000, 0x1000), (0x10_0000, 0x1000), (page - 0x1000, 0x3000)];
+        for (offset, len) in parts {
+            windows.map(offset, len, BOTH, Some((file.try_clone().unwrap(), offset))).unwrap();
+        }
+        let view = View::new(&windows);
+
+        for (offset, len) in parts {
+            view.write(offset + len - 8, &offset.to_le_bytes()).unwrap();
+            let mut back = [0; 8];
+            rustix::io::pread(&file, &mut back, offset + len - 8).unwrap();
+            assert_eq!(u64::from_le_bytes(back), offset);
+            assert!(view.read(offset + len, &mut back).is_err(), "the rest of the page is no part of it");
+        }
+        assert_eq!(
+            windows.map(0x8000_0000, 0x1000, BOTH, Some((file, 0x800))),
+            Err(MapError::Map(Errno::INVAL)),
+            "not even at a small page"
+        );
+
+        drop((view, windows));
+        assert!(!is_mapped("huge-parts"), "it stays mapped");
+    }
+
+    #[test]
+    fn access_behind_a_huge_file_made_shorter_reads_zeroes_and_is_noticed() {
+        let Some((file, page)) = huge_memfd("huge-shorter", 2) else { return };
+        let windows = Windows::default();
+        windows.map(0x1000, page, BOTH, Some((file.try_clone().unwrap(), 0x1000))).unwrap();
+        let view = View::new(&windows);
+        view.write(0x1000, &[7; 16]).unwrap();
+        let (first, last) = (view.span(0x1000, 16, true).unwrap(), view.span(page, 16, true).unwrap());
+        rustix::fs::ftruncate(&file, page).unwrap();
+
+        let mut back = [1; 16];
+        last.slice().copy_to(0, &mut back);
+
+        assert_eq!(back, [0; 16]);
+        assert_eq!(view.torn(), 1);
+        first.slice().copy_to(0, &mut back);
+        assert_eq!(back, [7; 16], "the page before is there");
+        rustix::fs::ftruncate(&file, 0).unwrap();
+        first.slice().copy_to(0, &mut back);
+        assert_eq!(back, [0; 16]);
+
+        drop((first, last, view, windows));
+        assert!(!is_mapped("huge-shorter"), "it stays mapped");
     }
 
     #[test]

@@ -45,11 +45,13 @@ struct Entry {
     start: usize,
     /// Zero: the slot is free.
     len: usize,
+    /// Bytes of a page: the range is made of whole ones, and the kernel puts nothing over a part of one.
+    page: usize,
     torn: *mut Torn,
 }
 
 impl Entry {
-    const FREE: Self = Self { start: 0, len: 0, torn: ptr::null_mut() };
+    const FREE: Self = Self { start: 0, len: 0, page: 0, torn: ptr::null_mut() };
 }
 
 /// A place for an entry. It changes hands while handlers walk over it, and one that took the length of an entry with the start
@@ -60,6 +62,7 @@ struct Slot {
     turn: AtomicUsize,
     start: AtomicUsize,
     len: AtomicUsize,
+    page: AtomicUsize,
     torn: AtomicPtr<Torn>,
 }
 
@@ -72,6 +75,7 @@ impl Slot {
         fence(Ordering::Release);
         self.start.store(entry.start, Ordering::Relaxed);
         self.len.store(entry.len, Ordering::Relaxed);
+        self.page.store(entry.page, Ordering::Relaxed);
         self.torn.store(entry.torn, Ordering::Relaxed);
         self.turn.store(turn.wrapping_add(2), Ordering::Release);
     }
@@ -82,6 +86,7 @@ impl Slot {
         let entry = Entry {
             start: self.start.load(Ordering::Relaxed),
             len: self.len.load(Ordering::Relaxed),
+            page: self.page.load(Ordering::Relaxed),
             torn: self.torn.load(Ordering::Relaxed),
         };
         fence(Ordering::Acquire);
@@ -110,8 +115,8 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    /// Registers a mapping. Nothing when there are more windows than slots.
-    pub(super) fn new(start: usize, len: usize) -> Option<Self> {
+    /// Registers a mapping, which is made of whole pages of `page` bytes. Nothing when there are more windows than slots.
+    pub(super) fn new(start: usize, len: usize, page: usize) -> Option<Self> {
         install();
         let index = {
             let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +131,7 @@ impl Registration {
         };
         TABLE[index / SLOTS].get_or_init(|| (0..SLOTS).map(|_| Slot::default()).collect());
         let torn = Arc::new(Torn::default());
-        slot(index)?.set(Entry { start, len, torn: Arc::as_ptr(&torn).cast_mut() });
+        slot(index)?.set(Entry { start, len, page, torn: Arc::as_ptr(&torn).cast_mut() });
         Some(Self { index, torn })
     }
 
@@ -185,9 +190,9 @@ fn find(address: usize) -> Option<Entry> {
 /// request of one. So an entry that has the address in its range is this mapping's, and no earlier one's: that was cleared before its
 /// range was unmapped, hence before the address could become this mapping's. And it stays as long as the access is not made.
 fn patch(address: usize) -> bool {
-    let Some(Entry { start, len, torn }) = find(address) else { return false };
-    let page = address & !(PAGE - 1);
-    let rest = (start + len).next_multiple_of(PAGE) - page;
+    let Some(Entry { start, len, page, torn }) = find(address) else { return false };
+    let from = address & !(page - 1);
+    let rest = start + len - from;
     // Told before there is memory again: another reactor may use it at once, and must not take it for the guest's.
     // SAFETY: the mark lives in an `Arc` of the registration, which clears its slot before it lets go of it; the access that
     // is under way on this very thread keeps the registration (see above).
@@ -197,13 +202,9 @@ fn patch(address: usize) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     // SAFETY: the range is inside a mapping that the access under way on this very thread keeps (see above), and its owner
     // unmaps all of it in the end, whatever is under it.
-    let mapped = unsafe { libc::mmap(page as *mut libc::c_void, rest, access, flags, -1, 0) };
+    let mapped = unsafe { libc::mmap(from as *mut libc::c_void, rest, access, flags, -1, 0) };
     mapped != libc::MAP_FAILED
 }
-
-/// Smallest page of the machines this runs on. A larger one makes the range a multiple of it all the same: mappings
-/// start at pages.
-const PAGE: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -216,7 +217,7 @@ mod tests {
         // With the length of the second, the first would reach over the second and far beyond.
         let entry = |nth: usize| {
             let (start, len) = [(0x1000, 0x1000), (0x10_0000, 0x100_0000), (0, 0)][nth % 3];
-            Entry { start, len, torn: ptr::null_mut() }
+            Entry { start, len, page: 0, torn: ptr::null_mut() }
         };
         let slot = Slot::default();
         let mut mixed = Vec::new();
@@ -235,7 +236,7 @@ mod tests {
     #[test]
     fn entry_that_is_being_changed_is_none() {
         let slot = Slot::default();
-        slot.set(Entry { start: 0x1000, len: 0x1000, torn: ptr::null_mut() });
+        slot.set(Entry { start: 0x1000, len: 0x1000, ..Entry::FREE });
         slot.turn.fetch_add(1, Ordering::Relaxed);
         assert_eq!(slot.get(), None);
     }
