@@ -15,6 +15,7 @@ use rustix::{
 
 use super::{
     Slice,
+    budget::Share,
     release::{Range, release},
     sigbus::{Registration, Torn},
 };
@@ -37,6 +38,8 @@ pub struct Mapping {
     pages: (NonNull<u8>, NonZeroUsize),
     /// Gone before the memory is: see `Drop`.
     registration: Option<Registration>,
+    /// Goes with the memory.
+    share: Option<Share>,
 }
 
 // SAFETY: the struct is a range of addresses that stays mapped until it is dropped; nothing in it belongs to a thread.
@@ -45,12 +48,18 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of `file` from `offset` on.
+    /// Maps `len` bytes of `file` from `offset` on, by a share of one mapping.
     ///
     /// # Errors
     /// `EINVAL` for an empty range, an offset that is not page-aligned, or a range that the file does not cover (an
     /// access behind its end would be SIGBUS); else what `mmap` says.
-    pub fn new(file: impl AsFd, offset: u64, len: u64, protection: Protection) -> Result<Self, Errno> {
+    pub(super) fn new(
+        file: impl AsFd,
+        offset: u64,
+        len: u64,
+        protection: Protection,
+        share: Share,
+    ) -> Result<Self, Errno> {
         let stat = fstat(&file)?;
         let end = offset.checked_add(len).ok_or(Errno::INVAL)?;
         if u64::try_from(stat.st_size).map_or(true, |size| end > size) {
@@ -75,7 +84,7 @@ impl Mapping {
         let registration = Registration::new(pages.addr().get(), pages_len.get(), page);
         // SAFETY: less than a page, the first of those just mapped.
         let base = unsafe { pages.add(before as usize) };
-        let mapping = Self { base, len, pages: (pages, pages_len), registration };
+        let mapping = Self { base, len, pages: (pages, pages_len), registration, share: Some(share) };
         if mapping.registration.is_none() {
             // Unprotected against a file that gets shorter: not taken.
             return Err(Errno::NOSPC);
@@ -87,12 +96,12 @@ impl Mapping {
     }
 
     /// A second mapping of pieces of others, one behind the other, for what has to be in one piece here though it is
-    /// in several windows (a ring behind a vIOMMU). Begins at the start of the first piece's page.
+    /// in several windows (a ring behind a vIOMMU), by a share of as many mappings. Begins at the start of the first piece's page.
     ///
     /// # Errors
     /// `EINVAL` where two pieces do not meet at the end and the start of a page, which parts of huge pages never do for the
     /// kernel; else what the kernel says.
-    pub(super) fn stitched(pieces: &[Slice<'_>]) -> Result<Self, Errno> {
+    pub(super) fn stitched(pieces: &[Slice<'_>], share: Share) -> Result<Self, Errno> {
         let page = rustix::param::page_size();
         let (start, end) = (
             |piece: &Slice<'_>| piece.as_ptr().addr(),
@@ -112,7 +121,7 @@ impl Mapping {
         let base = NonNull::<u8>::new(base.cast()).ok_or(Errno::NOMEM)?;
         let registration = Registration::new(base.addr().get(), len.get(), page);
         // From here on, dropping it unmaps whatever was put there.
-        let mapping = Self { base, len, pages: (base, len), registration };
+        let mapping = Self { base, len, pages: (base, len), registration, share: Some(share) };
         if mapping.registration.is_none() {
             return Err(Errno::NOSPC);
         }
@@ -128,6 +137,11 @@ impl Mapping {
             at += extent(piece);
         }
         Ok(mapping)
+    }
+
+    /// A share of so many more mappings, if its client has room for them.
+    pub(super) fn another_share(&self, count: usize) -> Option<Share> {
+        self.share.as_ref()?.another(count)
     }
 
     /// The first byte.
@@ -156,7 +170,7 @@ impl Drop for Mapping {
         self.registration = None;
         // SAFETY: the range was mapped by `new` and nobody else unmaps it; whoever holds a pointer into it holds an
         // `Arc` of this mapping, so there is none left.
-        release(unsafe { Range::new(self.pages.0, self.pages.1) });
+        release(unsafe { Range::new(self.pages.0, self.pages.1, self.share.take()) });
     }
 }
 
@@ -174,7 +188,7 @@ fn page_len(file: impl AsFd, stat: &Stat) -> Result<usize, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dma::{MapError, View, Windows};
+    use crate::dma::{MapError, View, Windows, budget::Client};
 
     const BOTH: Protection = Protection { read: true, write: true };
 
@@ -184,12 +198,16 @@ mod tests {
         fd
     }
 
+    fn map(file: impl AsFd, offset: u64, len: u64) -> Result<Mapping, Errno> {
+        Mapping::new(file, offset, len, BOTH, Share::take(&Client::default(), 1).unwrap())
+    }
+
     #[test]
     fn range_behind_the_end_of_the_file_is_refused() {
         let file = memfd(8192);
-        assert_eq!(Mapping::new(&file, 4096, 8192, BOTH).unwrap_err(), Errno::INVAL);
-        assert_eq!(Mapping::new(&file, u64::MAX - 4095, 8192, BOTH).unwrap_err(), Errno::INVAL);
-        assert_eq!(Mapping::new(&file, 4096, 4096, BOTH).unwrap().len(), 4096);
+        assert_eq!(map(&file, 4096, 8192).unwrap_err(), Errno::INVAL);
+        assert_eq!(map(&file, u64::MAX - 4095, 8192).unwrap_err(), Errno::INVAL);
+        assert_eq!(map(&file, 4096, 4096).unwrap().len(), 4096);
     }
 
     #[test]
@@ -300,7 +318,7 @@ mod tests {
     #[test]
     fn empty_and_unaligned_ranges_are_refused() {
         let file = memfd(8192);
-        assert_eq!(Mapping::new(&file, 0, 0, BOTH).unwrap_err(), Errno::INVAL);
-        assert_eq!(Mapping::new(&file, 17, 4096, BOTH).unwrap_err(), Errno::INVAL);
+        assert_eq!(map(&file, 0, 0).unwrap_err(), Errno::INVAL);
+        assert_eq!(map(&file, 17, 4096).unwrap_err(), Errno::INVAL);
     }
 }

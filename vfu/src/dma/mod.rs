@@ -9,6 +9,7 @@
 //! access, through [`Slice`].
 
 mod bounce;
+mod budget;
 mod mapping;
 mod release;
 mod remote;

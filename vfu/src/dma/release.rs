@@ -17,6 +17,8 @@ use std::{
 
 use rustix::mm::{Advice, madvise, munmap};
 
+use super::budget::Share;
+
 /// Up to this length a range is unmapped where it is dropped: that takes no longer than telling the thread.
 const INLINE_MAX: usize = 4 << 20;
 /// The thread empties so much at a time: whoever maps something meanwhile waits for one piece, not for all of it.
@@ -30,6 +32,8 @@ const WAITING_MAX: usize = 1024;
 pub(super) struct Range {
     base: NonNull<u8>,
     len: NonZeroUsize,
+    /// Its client gets it back when the range is gone.
+    _share: Option<Share>,
 }
 
 // SAFETY: the range is mapped and nobody else knows it; a mapping belongs to the process, not to a thread.
@@ -40,8 +44,8 @@ impl Range {
     ///
     /// # Safety
     /// It is mapped as a whole, and nobody reads, writes or unmaps it from now on.
-    pub(super) unsafe fn new(base: NonNull<u8>, len: NonZeroUsize) -> Self {
-        Self { base, len }
+    pub(super) unsafe fn new(base: NonNull<u8>, len: NonZeroUsize, share: Option<Share>) -> Self {
+        Self { base, len, _share: share }
     }
 
     fn unmap(self) {
@@ -97,7 +101,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::dma::{Mapping, Protection};
+    use crate::dma::{Mapping, Protection, budget::Client};
 
     fn is_mapped() -> bool {
         std::fs::read_to_string("/proc/self/maps").unwrap().contains("/memfd:released-in-the-end")
@@ -109,7 +113,8 @@ mod tests {
         let len = 3 * PIECE as u64 + 4096;
         let file = rustix::fs::memfd_create("released-in-the-end", rustix::fs::MemfdFlags::empty()).unwrap();
         rustix::fs::ftruncate(&file, len).unwrap();
-        let mapping = Mapping::new(file, 0, len, Protection { read: true, write: true }).unwrap();
+        let share = Share::take(&Client::default(), 1).unwrap();
+        let mapping = Mapping::new(file, 0, len, Protection { read: true, write: true }, share).unwrap();
         assert!(is_mapped());
 
         drop(mapping);

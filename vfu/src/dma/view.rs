@@ -368,7 +368,7 @@ impl View {
     ///
     /// # Errors
     /// [`Fault`] where a part of the range has no memory behind it, or is not `writable` though asked for, or where
-    /// windows do not meet at a page.
+    /// windows do not meet at a page, or are more than the client may map once more.
     pub fn span(&self, address: u64, len: usize, writable: bool) -> Result<Span, Fault> {
         let access = if writable { Access::Write } else { Access::Read };
         if self.piece(address, len, access)?.len() < len {
@@ -396,7 +396,9 @@ impl View {
             Ok(())
         })?;
         let offset = pieces.first().map_or(0, |first| first.as_ptr().addr() % rustix::param::page_size());
-        let mapping = Mapping::stitched(&pieces).map_err(|_errno| Fault(address))?;
+        let first = self.find(address)?.mapping.as_ref();
+        let share = first.and_then(|mapping| mapping.another_share(pieces.len())).ok_or(Fault(address))?;
+        let mapping = Mapping::stitched(&pieces, share).map_err(|_errno| Fault(address))?;
         Ok(Span::new(Arc::new(mapping), offset, len))
     }
 }

@@ -7,7 +7,10 @@ use std::{
 
 use rustix::io::Errno;
 
-use super::{Mapping, Protection};
+use super::{
+    Mapping, Protection,
+    budget::{Client, Share},
+};
 use crate::wire::version::MAX_DMA_MAPS;
 
 /// Where a mapped window may begin: what is aligned in the guest is so in its mapping, whose file offset `mmap` wants aligned.
@@ -50,6 +53,10 @@ pub enum MapError {
     /// The client has [`MAX_DMA_MAPS`] windows.
     #[error("more than {MAX_DMA_MAPS} windows")]
     TooMany,
+    /// The client has its share of the mappings of the process, or there are none left: fewer than [`MAX_DMA_MAPS`] windows may have
+    /// a file.
+    #[error("too many mappings of files (vm.max_map_count)")]
+    Share,
     /// The file cannot be mapped like this.
     #[error("mapping the file failed: {0}")]
     Map(Errno),
@@ -60,7 +67,7 @@ impl From<MapError> for Errno {
         match error {
             MapError::Range | MapError::Unaligned => Self::INVAL,
             MapError::Overlap => Self::EXIST,
-            MapError::TooMany => Self::NOSPC,
+            MapError::TooMany | MapError::Share => Self::NOSPC,
             MapError::Map(errno) => errno,
         }
     }
@@ -126,6 +133,7 @@ struct Inner {
     generation: u64,
     /// Counts unmaps.
     removals: u64,
+    client: Client,
 }
 
 /// The windows of one client.
@@ -171,10 +179,11 @@ impl Windows {
             if inner.windows.len() >= MAX_DMA_MAPS as usize {
                 return Err(MapError::TooMany);
             }
-            let mapping = file
-                .map(|(file, offset)| Mapping::new(file, offset, size, protection).map(Arc::new))
-                .transpose()
-                .map_err(MapError::Map)?;
+            let map = |(file, offset)| {
+                let share = Share::take(&inner.client, 1).ok_or(MapError::Share)?;
+                Mapping::new(file, offset, size, protection, share).map(Arc::new).map_err(MapError::Map)
+            };
+            let mapping = file.map(map).transpose()?;
             inner.windows.insert(at, Window { start, last, protection, mapping, source });
             inner.changed();
             Ok(())
@@ -306,6 +315,27 @@ mod tests {
         assert_eq!([map(0x1004), map(0x1fff)], [Err(MapError::Unaligned); 2]);
         assert_eq!(map(0x1000), Ok(()));
         assert_eq!(bare(&windows, 0x3004, 0x100), Ok(()), "only messages reach it");
+    }
+
+    #[test]
+    fn client_that_maps_all_it_can_leaves_mappings_to_others() {
+        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::empty()).unwrap();
+        rustix::fs::ftruncate(&file, 0x1000).unwrap();
+        let map = |windows: &Windows, nth: u64| {
+            windows.map(nth * 0x2000, 0x1000, BOTH, Some((file.try_clone().unwrap(), 0)))
+        };
+        let (greedy, other) = (Windows::default(), Windows::default());
+
+        let (refused, outcome) =
+            (0..).map(|nth| (nth, map(&greedy, nth))).find(|(_, outcome)| outcome.is_err()).unwrap();
+
+        assert_eq!(outcome, Err(MapError::Share));
+        assert_eq!(Errno::from(MapError::Share), Errno::NOSPC);
+        assert_eq!(bare(&greedy, refused * 0x2000, 0x1000), Ok(()), "only messages reach it");
+        assert_eq!(map(&other, 0), Ok(()));
+        // More than one: other tests map something at the same time.
+        greedy.unmap(0, 100 * 0x2000).unwrap();
+        assert_eq!(map(&greedy, 0), Ok(()), "what is unmapped is given back");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub const MAX_DATA_XFER_SIZE: u32 = 1 << 20;
 /// Least a peer may take. Our messages are as many as the data are times longer than this: a peer may not have a request of
 /// a guest become a message for each byte.
 pub const MIN_DATA_XFER_SIZE: u32 = 512;
-/// Windows of one client at a time; the most that QEMU accepts as an answer.
+/// Windows of one client at a time; the most that QEMU accepts as an answer. Those with a file may be fewer: `dma/budget.rs`.
 pub const MAX_DMA_MAPS: u32 = 65535;
 /// Largest VERSION payload we read.
 pub const MAX_VERSION_LEN: usize = 4096;
