@@ -213,6 +213,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
         self.registers = Registers::default();
         let size = self.device.queue_size();
         for queue in &mut self.queues {
+            // None runs by now. One that did would be told by nobody else, and hold its bdev for ever.
+            queue.stop();
             *queue = Queue::default();
             queue.config.size = size;
             queue.vector = NO_VECTOR;
@@ -280,6 +282,12 @@ impl<D: VirtioDevice> VirtioPci<D> {
 
     #[expect(clippy::cast_possible_truncation, reason = "`patch` gives each field a value of its own width")]
     fn set(&mut self, field: Field, value: u64) {
+        let starts = matches!(field, Field::Status | Field::QueueEnable | Field::QueueReset) && value != 0;
+        if starts && self.resetting {
+            // The driver has to wait until the status reads zero (virtio 1.2, 4.1.4.3.2). The reset knows of the queues that
+            // there were when it began: one that starts now would run on behind it.
+            return;
+        }
         let running = self.status & status::DRIVER_OK != 0;
         let vectors = self.layout.vectors;
         // A vector that does not exist reads back as none (virtio 1.2, 4.1.5.1.2.1).

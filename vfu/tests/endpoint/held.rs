@@ -19,6 +19,7 @@ pub(crate) struct Hold {
     held: AtomicUsize,
     /// Bytes that are not [`FILL`] in what was written; read when the request is answered, not before.
     wrong: AtomicUsize,
+    channels: AtomicUsize,
 }
 
 impl Hold {
@@ -34,6 +35,11 @@ impl Hold {
 
     pub(crate) fn wrong(&self) -> usize {
         self.wrong.load(Ordering::Acquire)
+    }
+
+    /// Channels that are open: queues that have not ended.
+    pub(crate) fn channels(&self) -> usize {
+        self.channels.load(Ordering::Acquire)
     }
 }
 
@@ -61,6 +67,7 @@ impl Bdev for Held {
     }
 
     fn open_channel(&self, _depth: u16) -> Result<Box<dyn Channel>, Error> {
+        self.hold.channels.fetch_add(1, Ordering::AcqRel);
         Ok(Box::new(HeldChannel { hold: Arc::clone(&self.hold), waiting: Vec::new() }))
     }
 
@@ -72,6 +79,12 @@ impl Bdev for Held {
 struct HeldChannel {
     hold: Arc<Hold>,
     waiting: Vec<(Op, Vec<IoVec>, bdev::Token)>,
+}
+
+impl Drop for HeldChannel {
+    fn drop(&mut self) {
+        self.hold.channels.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl HeldChannel {

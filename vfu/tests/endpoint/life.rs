@@ -240,6 +240,31 @@ fn resets_among_packed_writes_are_answered_though_the_disk_hangs() {
     guest.read(0, 0, 512).unwrap();
 }
 
+/// A driver does not wait for its reset, which hangs with the disk, and sets up what it had not before.
+#[test]
+fn queue_that_is_enabled_during_a_reset_is_not_left_behind_by_it() {
+    let mut rig = Rig::new();
+    let (held, hold) = Held::make("Held0");
+    rig.register(held);
+    rig.serve("disk", &DiskOptions::new("Held0"));
+    let mut guest = rig.guest("disk", small());
+    guest.queues[0].submit(Io { kind: kind::IN, sector: 0, len: 512 }).unwrap();
+    guest.publish(0).unwrap();
+    eventually("the read arrives", || hold.held() == 1);
+    guest.transport.set_status(0).unwrap();
+    assert_ne!(guest.transport.status().unwrap(), 0, "the reset is not over");
+
+    let areas = guest.queues[0].ring().areas();
+    guest.transport.set_queue(1, &QueueSetup { size: 16, vector: 0xffff, areas }).unwrap();
+    guest.transport.add_status(status::DRIVER_OK).unwrap();
+    hold.release();
+
+    eventually("the reset is over", || guest.transport.status().unwrap() == 0);
+    eventually("no queue is left", || hold.channels() == 0);
+    guest.start().unwrap();
+    guest.read(0, 0, 512).unwrap();
+}
+
 #[test]
 fn endpoint_without_a_client_is_deleted_too() {
     let mut rig = Rig::with_disk();
