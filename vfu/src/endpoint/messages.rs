@@ -12,7 +12,10 @@ use reactor::Interest;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{session::End, ties::Ties};
+use super::{
+    session::{End, MESSAGES_PER_PASS},
+    ties::Ties,
+};
 use crate::{
     dma::{Ask, Fault, Order, Remote},
     wire::{
@@ -113,7 +116,8 @@ impl Messages {
         self.outstanding.clear();
     }
 
-    /// Sends what queues ask for, and takes what came on the twin socket. True if something moved.
+    /// Sends what queues ask for, and takes what came on the twin socket, up to a pass's share of it. True if something
+    /// moved.
     pub(super) fn relay(&mut self, remote: &Remote, here: &mut Sender, ties: &mut Ties) -> Result<bool, End> {
         let mut moved = false;
         while self.has_room() {
@@ -135,16 +139,14 @@ impl Messages {
     fn tend_twin(&mut self, twin: &mut Twin, ties: &mut Ties) -> Result<bool, End> {
         let mut moved = false;
         let sent = twin.sender.flush(&twin.socket).map_err(End::Send)?;
-        loop {
+        for _ in 0..MESSAGES_PER_PASS {
             match twin.receiver.receive(&twin.socket)? {
-                Received::Message { header, .. } => {
-                    self.reply(&header, twin.receiver.payload());
-                    moved = true;
-                }
+                Received::Message { header, .. } => self.reply(&header, twin.receiver.payload()),
                 Received::TooLong(_) => {}
                 Received::Closed => return Err(End::Closed),
                 Received::Pending => break,
             }
+            moved = true;
         }
         ties.await_twin(if sent { Interest::Read } else { Interest::ReadWrite })?;
         Ok(moved)

@@ -34,8 +34,8 @@ use crate::{
     },
 };
 
-/// Commands taken in one pass, so that a client that floods its socket does not keep the reactor.
-const MESSAGES_PER_PASS: usize = 32;
+/// Messages taken in one pass from each socket, so that a client that floods one does not keep the reactor.
+pub(super) const MESSAGES_PER_PASS: usize = 32;
 /// Commands that are held while answers to DMA messages are awaited. A client that sends more without answering has
 /// its DMA given up: nothing else would end the wait.
 pub const HELD_COMMANDS_MAX: usize = 64;

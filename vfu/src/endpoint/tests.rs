@@ -14,7 +14,8 @@ use crate::{
     device::Mappable,
     pci::{Identity, Layout},
     wire::{
-        spec::{Command, HEADER_LEN, Header},
+        frame::{Received, Receiver},
+        spec::{Command, HEADER_LEN, Header, flags},
         version,
     },
 };
@@ -168,6 +169,36 @@ fn flood_of_messages_is_taken_a_part_at_a_time() {
 
     // The last answer of a full pass goes out with the next.
     assert_eq!(passes, [31, 32, 32, 5, 0, 0]);
+}
+
+#[test]
+fn flood_on_the_twin_socket_is_taken_a_part_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let mut reactor = reactor(0);
+    let endpoint = start_on(&reactor, &path, &Arc::default());
+    until_asleep(&mut reactor);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(&command(Command::VERSION, &version::encode(1, Some(0)))).unwrap();
+    until_asleep(&mut reactor);
+    let Ok(Received::Message { mut fds, .. }) = Receiver::default().receive(&client) else {
+        panic!("no answer")
+    };
+    let mut twin = UnixStream::from(fds.pop().expect("the twin socket"));
+    let header =
+        Header { command: Command::DMA_READ, message_size: 16, flags: flags::REPLY, ..Header::default() };
+
+    // Nobody asked for them. That the socket is closed is found behind the last.
+    twin.write_all(&header.as_bytes().repeat(100)).unwrap();
+    drop(twin);
+    let is_served: Vec<bool> = (0..5)
+        .map(|_| {
+            reactor.poll_once();
+            endpoint.state() == State::Connected
+        })
+        .collect();
+
+    assert_eq!(is_served, [true, true, true, false, false]);
 }
 
 #[test]
