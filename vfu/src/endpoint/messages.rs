@@ -116,6 +116,13 @@ impl Messages {
         self.outstanding.clear();
     }
 
+    /// Refuses what queues ask for. True if they asked for something.
+    pub(super) fn refuse(&mut self, remote: &Remote) -> bool {
+        // One that asks again at once does not keep the reactor.
+        let orders = std::iter::from_fn(|| remote.next_order());
+        orders.take(MESSAGES_PER_PASS).map(drop).count() > 0
+    }
+
     /// Sends what queues ask for, and takes what came on the twin socket, up to a pass's share of it. True if something
     /// moved.
     pub(super) fn relay(&mut self, remote: &Remote, here: &mut Sender, ties: &mut Ties) -> Result<bool, End> {

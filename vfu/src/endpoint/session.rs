@@ -37,7 +37,8 @@ use crate::{
 /// Messages taken in one pass from each socket, so that a client that floods one does not keep the reactor.
 pub(super) const MESSAGES_PER_PASS: usize = 32;
 /// Commands that are held while answers to DMA messages are awaited. A client that sends more without answering has
-/// its DMA given up: nothing else would end the wait.
+/// its DMA given up, which nothing else would end, and one more is held; until that one's turn, what queues ask for fails
+/// and nothing is read.
 pub const HELD_COMMANDS_MAX: usize = 64;
 /// How long the answer to a write waits for what the write started, a reset for instance. QEMU takes a device for dead
 /// that does not answer within five seconds; a driver that resets asks for the status until it reads zero, and waits
@@ -129,14 +130,6 @@ pub(super) struct Session {
     shortcuts: Shortcuts,
 }
 
-/// What one message told to do next.
-enum Next {
-    /// The next message.
-    Message,
-    /// Wait for the device.
-    Device,
-}
-
 impl Session {
     pub(super) fn new(name: &str, socket: OwnedFd, clock: &Clock, home: &HomeWaker) -> Self {
         Self {
@@ -183,7 +176,12 @@ impl Session {
         log: &mut Throttle,
         now: Tick,
     ) -> Result<Work, End> {
-        let mut busy = self.messages.relay(&function.bus().remote, &mut self.sender, ties)?;
+        let remote = &function.bus().remote;
+        let mut busy = if self.is_overrun() {
+            self.messages.refuse(remote)
+        } else {
+            self.messages.relay(remote, &mut self.sender, ties)?
+        };
         for _ in 0..MESSAGES_PER_PASS {
             if let Some(waiting) = self.waiting.take() {
                 self.settle(waiting, function, log, now);
@@ -205,13 +203,11 @@ impl Session {
                 }
                 busy |= self.shortcuts.ring(function);
             }
-            match self.next(ties, function, log, now, holds)? {
-                Some(Next::Message) => busy = true,
-                Some(Next::Device) | None => {
-                    ties.await_client(if blocked { Interest::ReadWrite } else { Interest::Read })?;
-                    return Ok(if busy { Work::Busy } else { Work::Idle });
-                }
+            if !self.next(ties, function, log, now, holds)? {
+                ties.await_client(if blocked { Interest::ReadWrite } else { Interest::Read })?;
+                return Ok(if busy { Work::Busy } else { Work::Idle });
             }
+            busy = true;
         }
         Ok(Work::Busy)
     }
@@ -221,12 +217,18 @@ impl Session {
         self.waiting.is_some()
     }
 
+    /// Whether more commands are held than may be. No DMA message goes out then: its answer would be behind further commands,
+    /// and they would be read for it.
+    fn is_overrun(&self) -> bool {
+        self.held.len() > HELD_COMMANDS_MAX
+    }
+
     /// Whether one more DMA message may go out; without room the next answer wakes us.
     pub(super) fn has_room(&self) -> bool {
         self.messages.has_room()
     }
 
-    /// Receives one message. `holds`: it is not the time for commands.
+    /// Receives one message, if there is one. `holds`: it is not the time for commands.
     fn next(
         &mut self,
         ties: &mut Ties,
@@ -234,34 +236,32 @@ impl Session {
         log: &mut Throttle,
         now: Tick,
         holds: bool,
-    ) -> Result<Option<Next>, End> {
+    ) -> Result<bool, End> {
         match self.receiver.receive(&self.socket) {
             Ok(Received::Message { header, fds }) => {
                 let payload = self.receiver.take_payload();
                 if header.flags & flags::TYPE_MASK == flags::REPLY && self.messages.takes_replies_here() {
                     self.messages.reply(&header, &payload);
                 } else if holds {
-                    if self.held.len() == HELD_COMMANDS_MAX {
+                    self.held.push_back(Held { header, payload, fds });
+                    if self.is_overrun() {
                         self.messages.fail_all();
                         log.log(&self.name, || {
-                            tracing::warn!("a client sends commands and does not answer ours");
+                            tracing::warn!(
+                                "a client sends commands and does not answer ours: DMA is given up"
+                            );
                         });
                     }
-                    self.held.push_back(Held { header, payload, fds });
-                    if self.held.len() > HELD_COMMANDS_MAX {
-                        return Ok(Some(Next::Device));
-                    }
-                    return Ok(Some(Next::Message));
                 } else {
                     self.take(ties, function, log, now, Held { header, payload, fds })?;
                 }
-                Ok(Some(Next::Message))
+                Ok(true)
             }
             Ok(Received::TooLong(header)) => {
                 self.answer(log, &header, Err(Errno::INVAL));
-                Ok(Some(Next::Message))
+                Ok(true)
             }
-            Ok(Received::Pending) => Ok(None),
+            Ok(Received::Pending) => Ok(false),
             Ok(Received::Closed) => Err(End::Closed),
             Err(error) => Err(self.end(error)),
         }

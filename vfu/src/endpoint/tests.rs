@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
-    sync::atomic::AtomicUsize,
+    sync::{OnceLock, atomic::AtomicUsize},
 };
 
 use reactor::{Clock, CoreMask, Group, Mode, Pass, Reactor, ReactorConfig};
@@ -12,6 +12,7 @@ use zerocopy::IntoBytes;
 use super::*;
 use crate::{
     device::Mappable,
+    dma::{Ask, Asker},
     pci::{Identity, Layout},
     wire::{
         frame::{Received, Receiver},
@@ -20,10 +21,19 @@ use crate::{
     },
 };
 
-/// Counts how often it was asked.
+/// What a test and its device share.
+#[derive(Default)]
+struct Told {
+    /// How often the device was asked for its progress.
+    asked: AtomicUsize,
+    /// It is not done with what it was told.
+    pending: AtomicBool,
+    wires: OnceLock<(HomeWaker, Arc<Bus>)>,
+}
+
 struct Device {
     layout: Layout,
-    asked: Arc<AtomicUsize>,
+    told: Arc<Told>,
 }
 
 impl DeviceModel for Device {
@@ -54,8 +64,8 @@ impl DeviceModel for Device {
     fn reset(&mut self) {}
 
     fn progress(&mut self) -> Progress {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        Progress::Done
+        self.told.asked.fetch_add(1, Ordering::Relaxed);
+        if self.told.pending.load(Ordering::Relaxed) { Progress::Pending } else { Progress::Done }
     }
 }
 
@@ -89,15 +99,18 @@ fn until_asleep(reactor: &mut Reactor) {
     assert!(asleep, "it never sleeps");
 }
 
-fn start_on(reactor: &Reactor, path: &std::path::Path, asked: &Arc<AtomicUsize>) -> EndpointHandle {
-    let asked = Arc::clone(asked);
+fn start_on(reactor: &Reactor, path: &std::path::Path, told: &Arc<Told>) -> EndpointHandle {
+    let told = Arc::clone(told);
     start(Spec {
         name: "test".to_owned(),
         listener: Listener::bind(path, 0o600).unwrap(),
         reactors: vec![reactor.handle()],
         group: Group::new("test", CoreMask::of(0)),
         vectors: 1,
-        model: Box::new(move |_, _| Box::new(Device { layout: layout(), asked })),
+        model: Box::new(move |home, bus| {
+            assert!(told.wires.set((home.waker.clone(), Arc::clone(bus))).is_ok(), "it is made once");
+            Box::new(Device { layout: layout(), told })
+        }),
     })
     .unwrap()
 }
@@ -106,13 +119,13 @@ fn start_on(reactor: &Reactor, path: &std::path::Path, asked: &Arc<AtomicUsize>)
 fn device_is_asked_once_more_before_the_endpoint_sleeps() {
     let dir = tempfile::tempdir().unwrap();
     let mut reactor = reactor(0);
-    let asked = Arc::default();
-    let _endpoint = start_on(&reactor, &dir.path().join("socket"), &asked);
+    let told = Arc::<Told>::default();
+    let _endpoint = start_on(&reactor, &dir.path().join("socket"), &told);
 
     until_asleep(&mut reactor);
 
     // Once in its poll, which found nothing; what came after that is found by the second, when wakes count already.
-    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    assert_eq!(told.asked.load(Ordering::Relaxed), 2);
 }
 
 #[test]
@@ -199,6 +212,53 @@ fn flood_on_the_twin_socket_is_taken_a_part_at_a_time() {
         .collect();
 
     assert_eq!(is_served, [true, true, true, false, false]);
+}
+
+#[test]
+fn commands_that_are_held_have_a_limit_whatever_is_asked_of_the_client_later() {
+    const PAYLOAD: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let mut reactor = reactor(0);
+    let told = Arc::<Told>::default();
+    let _endpoint = start_on(&reactor, &path, &told);
+    until_asleep(&mut reactor);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
+    until_asleep(&mut reactor);
+    assert_ne!(take_all(&mut client), 0);
+    told.pending.store(true, Ordering::Relaxed);
+    client.write_all(&command(Command::DEVICE_RESET, &[])).unwrap();
+
+    // It never answers, and a queue asks again as soon as its last ask has failed.
+    let (home, bus) = told.wires.get().unwrap();
+    let ask = || bus.remote.ask(Ask::Read { address: 0, len: 16 }, &Asker::Home(home.clone()));
+    let mut ticket = ask();
+    let mut failed = 0;
+    let held = command(Command::DEVICE_GET_INFO, &[0; PAYLOAD]);
+    let sent = (0..1000).take_while(|_| {
+        if ticket.take().is_some() {
+            failed += 1;
+            ticket = ask();
+        }
+        reactor.poll_once();
+        client.write(&held).is_ok_and(|len| len == held.len())
+    });
+    let sent = sent.count();
+
+    // What is held, and what a socket holds.
+    assert!((HELD_COMMANDS_MAX..HELD_COMMANDS_MAX + 100).contains(&sent), "{sent} commands were taken");
+    assert!(failed > 1, "what is asked later fails too");
+    // All of them are answered once the device is done.
+    told.pending.store(false, Ordering::Relaxed);
+    home.wake();
+    let mut len = 0;
+    for _ in 0..1000 {
+        reactor.poll_once();
+        len += take_all(&mut client);
+    }
+    assert!(len > HEADER_LEN * sent, "{len} bytes of answers to {sent} commands");
 }
 
 #[test]
