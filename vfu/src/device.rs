@@ -148,7 +148,8 @@ pub struct QueueDescription {
 /// A device behind a PCI function.
 ///
 /// Every method runs on the endpoint's reactor, and none of them blocks: what has to wait for queues on other reactors
-/// is started, and [`Self::progress`] tells when it is done. The caller starts nothing new before that.
+/// is started, and [`Self::progress`] tells when it is done. The caller starts nothing new before that, but it may ring a
+/// doorbell at any time.
 pub trait DeviceModel: Send {
     /// What the device is, as PCI. Never changes.
     fn layout(&self) -> &Layout;
@@ -191,6 +192,12 @@ pub trait DeviceModel: Send {
     fn doorbells(&self, bar: u8) -> Vec<(u64, usize)> {
         let _ = bar;
         Vec::new()
+    }
+
+    /// Whether a write that begins there only tells a queue to look: it starts nothing that [`Self::progress`] would tell of.
+    fn is_doorbell(&self, bar: u8, offset: u64) -> bool {
+        let _ = (bar, offset);
+        false
     }
 
     /// Starts a reset to power-on state.

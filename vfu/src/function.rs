@@ -140,6 +140,12 @@ impl Function {
         }
     }
 
+    /// Whether a write that begins there starts nothing that [`Self::progress`] would tell of.
+    #[must_use]
+    pub fn is_doorbell(&self, index: u32, offset: u64) -> bool {
+        u8::try_from(index).is_ok_and(|bar| index < region::NUM_BARS && self.model.is_doorbell(bar, offset))
+    }
+
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) {
         if self.memory_off() || Some(bar) == self.msix_pba_bar {
             return;
@@ -231,7 +237,7 @@ impl Function {
         self.memory_bit_used = false;
     }
 
-    /// Moves what was started on; the front door answers nothing before it is done.
+    /// Moves what was started on; the front door answers nothing before it is done, but doorbells.
     pub fn progress(&mut self) -> Progress {
         self.model.progress()
     }

@@ -47,6 +47,12 @@ pub(super) fn write(function: &mut Function, payload: &[u8]) -> Result<Reply, Er
     Ok(Reply::of(&access))
 }
 
+/// Whether a REGION_WRITE is a doorbell, whose answer waits for nothing.
+pub(super) fn is_doorbell(function: &Function, payload: &[u8]) -> bool {
+    RegionAccess::read_from_prefix(payload)
+        .is_ok_and(|(access, _)| function.is_doorbell(access.region, access.offset))
+}
+
 /// The writes of a REGION_WRITE_MULTI, as far as they are not done.
 #[derive(Debug)]
 pub(super) struct Writes {
@@ -67,22 +73,42 @@ impl Writes {
         Ok(Self { entries, done: 0 })
     }
 
+    /// Rings the doorbells that come first; the outcome if nothing else comes.
+    pub(super) fn ring(&mut self, function: &mut Function) -> Option<Result<Reply, Errno>> {
+        while let Some(entry) = self.entries.front() {
+            if !function.is_doorbell(entry.region, entry.offset) {
+                return None;
+            }
+            if let Err(errno) = self.write_next(function) {
+                return Some(Err(errno));
+            }
+        }
+        Some(Ok(Reply::of(&self.done)))
+    }
+
     /// Writes in order until something has to be waited for (none: call again when it is done), an entry is malformed,
     /// or all are done.
     pub(super) fn go_on(&mut self, function: &mut Function) -> Option<Result<Reply, Errno>> {
-        while let Some(entry) = self.entries.pop_front() {
-            let RegionWriteEntry { offset, region, count, data } = entry;
-            let Some(bytes) = data.get(..count as usize) else { return Some(Err(Errno::INVAL)) };
-            if let Err(errno) = check(function, &RegionAccess { offset, region, count }) {
+        while let Some(&RegionWriteEntry { region, offset, .. }) = self.entries.front() {
+            if let Err(errno) = self.write_next(function) {
                 return Some(Err(errno));
             }
-            function.write(region, offset, bytes);
-            self.done += 1;
-            if !self.entries.is_empty() && function.progress() == Progress::Pending {
+            let must_wait = !self.entries.is_empty() && !function.is_doorbell(region, offset);
+            if must_wait && function.progress() == Progress::Pending {
                 // A reset among posted writes: the rest may not run ahead of it.
                 return None;
             }
         }
         Some(Ok(Reply::of(&self.done)))
+    }
+
+    fn write_next(&mut self, function: &mut Function) -> Result<(), Errno> {
+        let Some(entry) = self.entries.pop_front() else { return Ok(()) };
+        let RegionWriteEntry { offset, region, count, data } = entry;
+        let bytes = data.get(..count as usize).ok_or(Errno::INVAL)?;
+        check(function, &RegionAccess { offset, region, count })?;
+        function.write(region, offset, bytes);
+        self.done += 1;
+        Ok(())
     }
 }

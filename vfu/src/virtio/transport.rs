@@ -589,6 +589,10 @@ impl<D: VirtioDevice> DeviceModel for VirtioPci<D> {
         }
     }
 
+    fn is_doorbell(&self, bar: u8, offset: u64) -> bool {
+        bar == BAR && offset >= NOTIFY
+    }
+
     fn reset(&mut self) {
         self.resetting = true;
         self.queues.iter_mut().for_each(Queue::stop);

@@ -1,6 +1,7 @@
 //! Notifications in both directions: when a driver has to kick, and when it is interrupted.
 
 use vfu::{
+    endpoint::WRITE_ANSWER_MAX,
     mock::{
         blk::{BlkOptions, Io},
         ring::DriverRing,
@@ -14,6 +15,7 @@ use vfu::{
             feature,
         },
     },
+    wire::spec::RegionWriteEntry,
 };
 
 use crate::{
@@ -154,6 +156,42 @@ fn kick_of_a_queue_that_does_not_exist_is_dropped() {
         guest.transport.client.region_write(notify.bar, notify.offset + at, &[0]).unwrap();
     }
     guest.get_id(0).unwrap();
+}
+
+/// Somebody's processor stands still while its kick is not answered (QEMU 10.1).
+#[test]
+fn kick_waits_for_nothing_that_it_did_not_start() {
+    let (_rig, mut guest, hold) = held_guest(BlkOptions { queues: 2, ..BlkOptions::default() });
+    guest.queues[0].submit(READ).unwrap();
+    guest.publish(0).unwrap();
+    eventually("the request arrives", || hold.held() == 1);
+    let (common, notify) = (guest.transport.function.common, guest.transport.function.notify);
+    let register = |at| RegionWriteEntry { offset: common.offset + at, region: 4, count: 2, data: [0; 8] };
+    let kick =
+        RegionWriteEntry { offset: notify.offset + 4, region: 4, count: 2, data: [1, 0, 0, 0, 0, 0, 0, 0] };
+    let client = &mut guest.transport.client;
+    // Another vector: queue 0 takes it when nothing is in flight, which is never. The answer comes all the same.
+    assert_eq!(client.region_write_multi(&[register(22), register(26)]).unwrap(), 2);
+    assert_eq!(hold.held(), 1);
+
+    client.set_timeout(WRITE_ANSWER_MAX / 4);
+    client.region_write(notify.bar, notify.offset + 4, &1_u16.to_le_bytes()).unwrap();
+    client.region_write(notify.bar, notify.offset + 4, &1_u32.to_le_bytes()).unwrap();
+    assert_eq!(client.region_write_multi(&[kick, kick]).unwrap(), 2);
+    guest.queues[1].submit(READ).unwrap();
+    guest.publish(1).unwrap();
+    eventually("the kick is heard", || hold.held() == 2);
+
+    hold.release();
+    client_is_served(&mut guest);
+}
+
+/// Both queues answer.
+fn client_is_served(guest: &mut Guest) {
+    guest.transport.client.set_timeout(PATIENCE);
+    for queue in 0..2 {
+        assert_eq!(guest.wait(queue).unwrap().status, status::OK);
+    }
 }
 
 #[test]
