@@ -175,8 +175,12 @@ impl Irqs {
         up && !self.msix_enabled.load(Ordering::Acquire)
     }
 
-    /// The pin is level-triggered: what was raised while nobody could be told is told now.
+    /// The pin is level-triggered: what was raised while nobody could be told is told now. Call after the store that lets
+    /// it be told.
     fn raise_pin_if_up(&self) {
+        // Pairs with those of `raise_isr` and `assert_level`: we store that the pin can fire and look whether it is up, they
+        // store that it is up and look whether it can fire. Without a full fence on both sides both could miss.
+        fence(Ordering::SeqCst);
         if self.pin_is_up() {
             self.raise_intx();
         }
@@ -251,6 +255,8 @@ impl Irqs {
     /// Sets bits of the status byte and, without MSI-X, raises the pin.
     pub fn raise_isr(&self, bits: u8) {
         self.isr.fetch_or(bits, Ordering::AcqRel);
+        // Pairs with that of `raise_pin_if_up`.
+        fence(Ordering::SeqCst);
         if !self.msix_enabled.load(Ordering::Acquire) {
             self.raise_intx();
         }
@@ -261,9 +267,11 @@ impl Irqs {
         self.isr.swap(0, Ordering::AcqRel)
     }
 
-    /// A queue holds the pin up from now on.
+    /// A queue holds the pin up from now on, and raises it next.
     pub fn assert_level(&self) {
         self.levels.fetch_add(1, Ordering::AcqRel);
+        // Pairs with that of `raise_pin_if_up`.
+        fence(Ordering::SeqCst);
     }
 
     /// A queue lets go of the pin.
@@ -283,13 +291,17 @@ impl Irqs {
         if self.pin_masked.load(Ordering::Acquire) {
             return;
         }
-        if self.intx_disabled.load(Ordering::Acquire) || self.intx.masked.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        // Automasked: the client unmasks it when its guest has looked.
-        match self.intx.eventfd() {
-            Some(eventfd) => fire(&eventfd),
-            None => self.intx.masked.store(false, Ordering::Release),
+        while !self.intx_disabled.load(Ordering::Acquire) && !self.intx.masked.swap(true, Ordering::AcqRel) {
+            // Automasked: the client unmasks it when its guest has looked.
+            if let Some(eventfd) = self.intx.eventfd() {
+                fire(&eventfd);
+                return;
+            }
+            self.intx.masked.store(false, Ordering::Release);
+            // One that was assigned meanwhile found the pin masked, by us, and was not told.
+            if self.intx.eventfd().is_none() {
+                return;
+            }
         }
     }
 
@@ -480,6 +492,52 @@ mod tests {
         assert_eq!(irqs.take_isr(), 1);
         irqs.unmask(irq::INTX, 0);
         assert_eq!(take_eventfd(&fd), 0);
+    }
+
+    /// Each side stores its own word and looks at the other's: both could miss, a few hundred times here.
+    #[test]
+    fn pin_raised_while_it_is_unmasked_fires() {
+        const ROUNDS: u32 = 200_000;
+        // A loaded machine has fewer rounds, rather than a test that takes minutes.
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+        let irqs = Arc::new(Irqs::new(1));
+        irqs.configure(true, MsixControl::default(), false);
+        let fd = eventfd().unwrap();
+        irqs.assign(irq::INTX, 0, Some(fd.try_clone().unwrap()));
+        let (arrived, is_over) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+        let meet = |arrived: &AtomicU32| {
+            let all = arrived.fetch_add(1, Ordering::AcqRel) / 2 * 2 + 2;
+            let mut looks = 0;
+            while arrived.load(Ordering::Acquire) < all {
+                looks += 1;
+                if looks < 1000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+            }
+        };
+        let signal = irqs.signal(0);
+        let theirs = (Arc::clone(&arrived), Arc::clone(&is_over));
+        let queue = std::thread::spawn(move || {
+            loop {
+                meet(&theirs.0);
+                if theirs.1.load(Ordering::Acquire) {
+                    return;
+                }
+                signal.raise();
+                meet(&theirs.0);
+            }
+        });
+        let (start, mut lost) = (std::time::Instant::now(), 0);
+        for _ in (0..ROUNDS).take_while(|_| start.elapsed() < PATIENCE) {
+            irqs.mask(irq::INTX, 0);
+            meet(&arrived);
+            irqs.unmask(irq::INTX, 0);
+            meet(&arrived);
+            lost += u32::from(take_eventfd(&fd) == 0);
+            irqs.take_isr();
+        }
+        is_over.store(true, Ordering::Release);
+        meet(&arrived);
+        queue.join().unwrap();
+        assert_eq!(lost, 0);
     }
 
     #[test]
