@@ -73,11 +73,16 @@ pub struct RaidParams {
     pub superblock: bool,
 }
 
-/// A place for a base.
+/// A place for a base. One whose base was taken out has no name until it is given another.
 #[derive(Default)]
 struct Slot {
     name: Option<String>,
     base: Option<Arc<Descriptor>>,
+}
+
+/// What stands for a base that was taken out where the configuration is written. SPDK's word, too.
+fn removed_name(index: usize) -> String {
+    format!("removed_base_{index}")
 }
 
 /// Where an array stands, in SPDK's words.
@@ -289,7 +294,9 @@ impl Virtual for Configured {
 
     fn config(&self) -> Option<(&'static str, Value)> {
         let RaidParams { name, strip_size_kb, raid_level, .. } = &self.0.params;
-        let bases: Vec<String> = self.0.members().slots.iter().filter_map(|slot| slot.name.clone()).collect();
+        // Every place is written: with one left out, what is made again would be a smaller array of another layout.
+        let name_of = |(at, slot): (usize, &Slot)| slot.name.clone().unwrap_or_else(|| removed_name(at));
+        let bases: Vec<String> = self.0.members().slots.iter().enumerate().map(name_of).collect();
         let params = json!({
             "name": name,
             "uuid": self.0.uuid,
@@ -361,7 +368,11 @@ pub fn create(registry: &Arc<Registry>, params: RaidParams) -> Result<(), Error>
         return Err(Error::Exists { name: params.name });
     }
     let bases = params.base_bdevs.clone();
-    let slots = bases.iter().map(|name| Slot { name: Some(name.clone()), base: None }).collect();
+    let slot = |(at, name): (usize, &String)| {
+        let name = (*name != removed_name(at)).then(|| name.clone());
+        Slot { name, base: None }
+    };
+    let slots = bases.iter().enumerate().map(slot).collect();
     let uuid = params.uuid.filter(|u| !u.is_nil()).unwrap_or_else(Uuid::new_v4);
     let members = Mutex::new(Members { slots, state: State::Configuring });
     let array = Arc::new(Array { params, uuid, members });
@@ -436,3 +447,6 @@ pub fn remove_base(registry: &Arc<Registry>, base: &str) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
