@@ -198,19 +198,28 @@ impl Array {
     /// Goes online if every base is there.
     fn start(self: &Arc<Self>, registry: &Arc<Registry>) -> Result<(), Error> {
         let bases: Vec<_> = {
-            let members = self.members();
+            let mut members = self.members();
             if members.state == State::Online {
                 return Ok(());
             }
             let bases: Option<Vec<_>> = members.slots.iter().map(|slot| slot.base.clone()).collect();
-            match bases {
-                Some(bases) => bases,
-                None => return Ok(()),
-            }
+            let Some(bases) = bases else { return Ok(()) };
+            // Under the lock that saw the bases: of two that bring the last ones, one starts the array.
+            members.state = State::Online;
+            bases
         };
         let raid = Raid::new(self.clone(), bases);
-        self.members().state = State::Online;
-        stack::register(registry, raid).map(drop).inspect_err(|_| self.members().state = State::Configuring)
+        stack::register(registry, raid).map(drop).inspect_err(|_| {
+            let mut members = self.members();
+            if members.state == State::Online {
+                members.state = State::Configuring;
+            }
+        })?;
+        if self.members().state != State::Online {
+            // A base went, or the array was deleted, before there was a bdev to take along.
+            let _ = registry.delete_of_type(NAME, &self.params.name, || ());
+        }
+        Ok(())
     }
 }
 

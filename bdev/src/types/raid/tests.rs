@@ -1,12 +1,15 @@
 //! Tests of arrays whose bases come and go.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use serde_json::{Value, json};
 
-use super::{RaidParams, add_base, create, list, remove_base};
+use super::{RaidParams, State, add_base, array, create, list, remove_base};
 use crate::Registry;
 use crate::types::{MallocParams, malloc};
+
+/// Rounds of a race that one in a few dozen loses.
+const RACES: usize = 1000;
 
 fn make_base(registry: &Arc<Registry>, name: &str) {
     let params = MallocParams { name: Some(name.to_owned()), ..MallocParams::new(512, 2048) };
@@ -69,4 +72,30 @@ fn a_name_like_that_of_an_empty_place_elsewhere_is_a_name() {
     make_array(&registry, &["a", "removed_base_0"]);
 
     assert_eq!(described(&registry)["state"], "online");
+}
+
+#[test]
+fn an_array_that_is_started_by_two_at_once_is_online_once() {
+    let registry = Registry::new();
+    make_array(&registry, &["a", "b"]);
+    ["a", "b"].iter().for_each(|name| make_base(&registry, name));
+    let array = array(&registry, "array").unwrap();
+    for _ in 0..RACES {
+        // All bases are there, and nobody has started it.
+        registry.delete("array", || ()).unwrap();
+        array.members().state = State::Configuring;
+        let together = Barrier::new(2);
+
+        let start = || {
+            together.wait();
+            array.start(&registry)
+        };
+        let started = std::thread::scope(|scope| {
+            let other = scope.spawn(start);
+            [start(), other.join().unwrap()]
+        });
+
+        assert!(started.iter().all(Result::is_ok), "{started:?}");
+        assert_eq!(described(&registry)["state"], "online");
+    }
 }
