@@ -102,9 +102,12 @@ pub struct BdevInfo {
     /// Write-zeroes without unmap overwrites the medium in place, so that nothing can give the old content back (device
     /// models offer secure erase).
     pub zeroes_overwrite: bool,
-    /// What base and length of every vector must be a multiple of, in bytes; a power of two, 1 for none. Requests
-    /// with other memory go through buffers.
+    /// What the base of every vector must be a multiple of, in bytes; a power of two, 1 for none. Requests with other
+    /// memory go through buffers.
     pub buf_align: u32,
+    /// What the length of every vector must be a multiple of; a power of two, 0 for the same as `buf_align`. O_DIRECT
+    /// asks for whole blocks of the device, of bases that lie anywhere (statx(2), stx_dio_offset_align).
+    pub len_align: u32,
     /// Most vectors of one request.
     pub max_segments: u32,
     /// Most blocks of one read or write that the type takes; 0 for no limit. Longer ones are cut.
@@ -166,6 +169,7 @@ impl BdevInfo {
             unmap_reads_zero: false,
             zeroes_overwrite: false,
             buf_align: 1,
+            len_align: 0,
             max_segments: MAX_SEGMENTS,
             max_io_blocks: 0,
             boundary: Boundary::None,
@@ -178,6 +182,11 @@ impl BdevInfo {
             numa_id: None,
             num_blocks: AtomicU64::new(num_blocks),
         }
+    }
+
+    /// `len_align` as it counts.
+    pub(crate) fn len_align(&self) -> u32 {
+        if self.len_align == 0 { self.buf_align } else { self.len_align }
     }
 
     /// Current size in blocks.

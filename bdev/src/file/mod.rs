@@ -47,6 +47,7 @@ pub(crate) struct Backing {
     pub(crate) block_size: u32,
     pub(crate) physical_block_size: u32,
     pub(crate) buf_align: u32,
+    pub(crate) len_align: u32,
     pub(crate) num_blocks: u64,
     /// fallocate(FALLOC_FL_PUNCH_HOLE) works.
     pub(crate) punches: bool,
@@ -68,7 +69,8 @@ fn open(options: &Options, flags: i32) -> io::Result<File> {
         .open(Path::new(&options.filename))
 }
 
-/// The alignment that O_DIRECT asks of memory and of offsets (statx(2), STATX_DIOALIGN, Linux 6.1).
+/// The alignment that O_DIRECT asks of memory, and of offsets and lengths (statx(2), STATX_DIOALIGN, Linux 6.1). Each
+/// vector's length, not their sum: Linux checks them one by one up to 6.17.
 fn direct_alignment(file: &File, logical: Option<u32>) -> (u32, u32) {
     const DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(libc::STATX_DIOALIGN);
     let told = statx(file, "", AtFlags::EMPTY_PATH, DIOALIGN)
@@ -111,11 +113,11 @@ impl Backing {
         }
         let direct = open(options, libc::O_DIRECT).ok().and_then(|file| {
             let (memory, offset) = direct_alignment(&file, logical);
-            (block_size.is_multiple_of(offset)).then_some((file, memory))
+            (block_size.is_multiple_of(offset)).then_some((file, memory, offset))
         });
-        let (file, is_direct, buf_align) = match direct {
-            Some((file, align)) => (file, true, align),
-            None => (buffered, false, 1),
+        let (file, is_direct, buf_align, len_align) = match direct {
+            Some((file, memory, offset)) => (file, true, memory, offset),
+            None => (buffered, false, 1, 1),
         };
         let size = size_bytes(&file).map_err(|e| failed(options, "has no size", e))?;
         if size < u64::from(block_size) {
@@ -128,6 +130,7 @@ impl Backing {
             block_size,
             physical_block_size: physical.max(block_size),
             buf_align,
+            len_align,
             num_blocks: size / u64::from(block_size),
             punches: false,
             zero_mode: None,
@@ -137,8 +140,9 @@ impl Backing {
             backing.probe_fallocate(size, kind.is_block_device());
         }
         backing.choose_ring(options);
-        let Backing { is_direct, buf_align, punches, data_ring, .. } = backing;
-        tracing::info!(file = options.filename, is_direct, buf_align, punches, ?data_ring, "file opened");
+        let (file, Backing { is_direct, buf_align, len_align, punches, data_ring, .. }) =
+            (&options.filename, &backing);
+        tracing::info!(file, is_direct, buf_align, len_align, punches, ?data_ring, "file opened");
         Ok(backing)
     }
 
@@ -231,6 +235,7 @@ impl Backing {
         // Holes in files, and blocks that a device was told to zero.
         info.unmap_reads_zero = true;
         info.buf_align = self.buf_align;
+        info.len_align = self.len_align;
         info.max_io_blocks = MAX_IO_BYTES / self.block_size;
     }
 

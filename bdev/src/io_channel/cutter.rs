@@ -112,7 +112,7 @@ impl Cutter {
             is_used: false,
         };
         let child = || Child { parent: 0, from: Place::default(), len: 0, buffer: None, is_used: false };
-        if limits.align_mask != 0
+        if limits.wants_alignment()
             && let Err(error) = iobuf::init()
         {
             tracing::warn!(bdev = info.name, %error, "requests with unaligned memory will wait for ever");
@@ -187,6 +187,11 @@ impl Cutter {
             let Some(piece) = next.next(&parent.iov, len - listed) else { break };
             listed += piece.len();
             self.pieces.push(piece);
+        }
+        if buffer.is_none() && self.limits.is_unaligned(&self.pieces) {
+            // Aligned as a whole, and cut where a base is not.
+            parent.bounces = true;
+            return self.send_next(inner, at);
         }
         if let Some(buffer) = &buffer {
             let whole = buffer.iovec(len);

@@ -6,8 +6,11 @@ use crate::{BdevInfo, IoVec, Request};
 /// The limits of a type, as a channel looks at them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Alignment of memory, less one.
-    pub(super) align_mask: usize,
+    /// The stricter of both alignments of memory, less one: what keeps to it needs no second look.
+    align_mask: usize,
+    /// Alignment of bases, and of lengths, less one.
+    base_mask: usize,
+    len_mask: usize,
     max_io_blocks: u64,
     /// Blocks between boundaries, as a power of two; 63 for none.
     boundary_shift: u32,
@@ -16,8 +19,11 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) fn of(info: &BdevInfo) -> Limits {
+        let (base_mask, len_mask) = (info.buf_align as usize - 1, info.len_align() as usize - 1);
         Limits {
-            align_mask: info.buf_align as usize - 1,
+            align_mask: base_mask | len_mask,
+            base_mask,
+            len_mask,
             max_io_blocks: if info.max_io_blocks == 0 { u64::MAX } else { info.max_io_blocks.into() },
             boundary_shift: match info.boundary {
                 Boundary::Every { shift } => shift.min(63),
@@ -29,7 +35,12 @@ impl Limits {
 
     /// Whether there are any.
     pub(super) fn any(&self) -> bool {
-        self.align_mask != 0 || self.max_io_blocks != u64::MAX || self.boundary_shift != 63 || self.has_list
+        self.wants_alignment() || self.max_io_blocks != u64::MAX || self.boundary_shift != 63 || self.has_list
+    }
+
+    /// Whether some memory is not aligned as the type wants it.
+    pub(super) fn wants_alignment(&self) -> bool {
+        self.align_mask != 0
     }
 
     /// Whether a read or write has to be cut.
@@ -60,7 +71,44 @@ impl Limits {
     }
 
     /// Whether memory is not aligned as the type wants it.
+    #[inline]
     pub(super) fn is_unaligned(&self, iov: &[IoVec]) -> bool {
-        iov.iter().any(|v| (v.as_ptr().addr() | v.len()) & self.align_mask != 0)
+        iov.iter().any(|v| (v.as_ptr().addr() | v.len()) & self.align_mask != 0) && self.breaks_a_mask(iov)
+    }
+
+    /// Bases by theirs, lengths by theirs.
+    #[cold]
+    fn breaks_a_mask(&self, iov: &[IoVec]) -> bool {
+        iov.iter().any(|v| v.as_ptr().addr() & self.base_mask != 0 || v.len() & self.len_mask != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Limits;
+    use crate::BdevInfo;
+    use crate::arena::StaticBuffer;
+
+    #[test]
+    fn bases_are_aligned_to_theirs_and_lengths_to_theirs() {
+        let memory = StaticBuffer::new(8192).unwrap();
+        let is_unaligned = |buf_align, len_align, vectors: &[(usize, usize)]| {
+            let mut info = BdevInfo::new("null", "Null disk", "n".into(), 512, 64);
+            (info.buf_align, info.len_align) = (buf_align, len_align);
+            let iov: Vec<_> = vectors.iter().map(|&(at, len)| memory.iovec(at, len).unwrap()).collect();
+            Limits::of(&info).is_unaligned(&iov)
+        };
+
+        // An NVMe disk: 4 and 512.
+        assert!(!is_unaligned(4, 512, &[(0, 512), (4096, 512)]));
+        assert!(!is_unaligned(4, 512, &[(16, 1024)]));
+        assert!(is_unaligned(4, 512, &[(16, 4080), (4096, 16)]));
+        assert!(is_unaligned(4, 512, &[(2, 512)]));
+        // Bases aligned more than lengths.
+        assert!(!is_unaligned(4096, 512, &[(4096, 512)]));
+        assert!(is_unaligned(4096, 512, &[(512, 512)]));
+        // One for both, and none.
+        assert!(is_unaligned(4096, 0, &[(4096, 512)]));
+        assert!(!is_unaligned(1, 0, &[(3, 1), (7, 511)]));
     }
 }

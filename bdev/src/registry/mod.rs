@@ -59,7 +59,7 @@ impl Registry {
     /// Adds a bdev under its name and its UUID.
     pub fn register(&self, bdev: Arc<dyn Bdev>) -> Result<Arc<Registered>, Error> {
         check_geometry(bdev.as_ref())?;
-        if bdev.info().buf_align > 1 {
+        if bdev.info().buf_align.max(bdev.info().len_align()) > 1 {
             // Here, so that no reactor takes the page faults. A failure is told by the channels that need buffers.
             let _ = iobuf::init();
         }
@@ -206,7 +206,10 @@ fn check_geometry(bdev: &dyn Bdev) -> Result<(), Error> {
         "no blocks"
     } else if info.num_blocks().checked_mul(u64::from(info.block_size)).is_none() {
         "more bytes than 64 bits can count"
-    } else if !info.buf_align.is_power_of_two() || info.max_segments == 0 {
+    } else if !info.buf_align.is_power_of_two()
+        || !info.len_align().is_power_of_two()
+        || info.max_segments == 0
+    {
         "limits that no request could keep"
     } else {
         return Ok(());
