@@ -115,10 +115,17 @@ impl Drop for Cache {
 
 thread_local! {
     static CACHE: RefCell<Cache> = RefCell::new(Cache {
-        free: [0, 1].map(|pool: usize| {
-            Vec::with_capacity(usize::try_from(CACHE_SIZES[pool].load(Ordering::Relaxed)).unwrap_or(0))
-        }),
+        free: [0, 1].map(|pool: usize| Vec::with_capacity(cache_size(pool))),
     });
+}
+
+/// How many buffers of a pool a thread keeps at most: as was asked, which may be any number, and never more than there are.
+fn cache_size(pool: usize) -> usize {
+    let asked = usize::try_from(CACHE_SIZES[pool].load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+    match POOLS.get() {
+        Some(Ok(pools)) => asked.min(pools.pools[pool].free.capacity()),
+        _ => 0,
+    }
 }
 
 /// Sets numbers and sizes, before the pools are made.
@@ -167,7 +174,7 @@ pub fn stats() -> [PoolStats; 2] {
             cache: get(&pool.cache),
             main: get(&pool.main),
             retry: get(&pool.retry),
-            cache_size: CACHE_SIZES[at].load(Ordering::Relaxed),
+            cache_size: cache_size(at) as u64,
         }
     })
 }
@@ -247,4 +254,25 @@ pub fn exhaust() -> Vec<Arc<dyn std::any::Any>> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_keeps_no_more_buffers_than_there_are() {
+        init().unwrap();
+        set_cache_sizes(u32::MAX, u32::MAX);
+
+        let room = std::thread::spawn(|| {
+            drop(Buffer::get(1));
+            CACHE.with_borrow(|cache| [cache.free[0].capacity(), cache.free[1].capacity()])
+        });
+
+        let IobufOptions { small_pool_count, large_pool_count, .. } = IobufOptions::default();
+        let room = room.join().unwrap().map(|n| n as u64);
+        assert_eq!((room, stats().map(|pool| pool.cache_size)), ([small_pool_count, large_pool_count], room));
+        set_cache_sizes(128, 16);
+    }
 }

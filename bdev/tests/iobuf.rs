@@ -1,4 +1,4 @@
-//! Running out of buffers: a request that needs one waits, and nothing fails.
+//! Running out of buffers: a request that needs one waits, and nothing fails but what no buffer is long enough for.
 
 use std::sync::Arc;
 
@@ -32,9 +32,10 @@ impl Bdev for Picky {
     }
 }
 
-fn open_picky() -> IoChannel {
-    let below = Malloc::new("below".into(), &MallocParams::new(BLOCK as u32, 2048)).expect("memory");
-    let mut info = BdevInfo::new("malloc", "Malloc disk", "picky".into(), BLOCK as u32, 2048);
+fn open_picky(block: usize) -> IoChannel {
+    let (block_size, blocks) = (block as u32, ((1 << 20) / block) as u64);
+    let below = Malloc::new("below".into(), &MallocParams::new(block_size, blocks)).expect("memory");
+    let mut info = BdevInfo::new("malloc", "Malloc disk", "picky".into(), block_size, blocks);
     info.buf_align = 4096;
     let registry = Registry::new();
     registry.register(Arc::new(Picky { info: Arc::new(info), below })).expect("a new registry");
@@ -55,7 +56,7 @@ fn reap(channel: &mut IoChannel) -> Vec<Completion> {
 
 #[test]
 fn a_request_without_a_buffer_waits_for_one_and_those_with_aligned_memory_go_on() {
-    let mut channel = open_picky();
+    let mut channel = open_picky(BLOCK);
     let memory = StaticBuffer::new(64 << 10).unwrap();
     let unaligned = |at: usize| [memory.iovec(at * 8192 + 512, BLOCK).unwrap()];
     let aligned = [memory.iovec(60 << 10, 4096).unwrap()];
@@ -89,4 +90,24 @@ fn a_request_without_a_buffer_waits_for_one_and_those_with_aligned_memory_go_on(
     let mut seen = vec![0; 4 * BLOCK];
     aligned[0].slice(0, 4 * BLOCK).unwrap().copy_to(0, &mut seen);
     assert!(seen.chunks(BLOCK).zip(1u8..).all(|(block, value)| block.iter().all(|byte| *byte == value)));
+}
+
+#[test]
+fn a_request_for_which_there_will_never_be_a_buffer_fails() {
+    let block = 256 << 10;
+    let mut channel = open_picky(block);
+    let memory = StaticBuffer::new(2 * block).unwrap();
+    let unaligned = [memory.iovec(512, block).unwrap()];
+    let aligned = [memory.iovec(0, block).unwrap()];
+
+    for (token, iov) in [(0, unaligned), (1, aligned)] {
+        let request = Request { op: Op::Read, lba: 1, blocks: 1, iov: &iov, token: Token(token) };
+        assert_eq!(channel.submit(&request), Ok(()));
+    }
+    channel.kick();
+    let mut done = reap(&mut channel);
+
+    done.sort_by_key(|completion| completion.token);
+    let failed = Completion { token: Token(0), status: Status::NoMemory };
+    assert_eq!(done, [failed, Completion { token: Token(1), status: Status::Ok }]);
 }

@@ -115,7 +115,7 @@ impl Cutter {
         if limits.wants_alignment()
             && let Err(error) = iobuf::init()
         {
-            tracing::warn!(bdev = info.name, %error, "requests with unaligned memory will wait for ever");
+            tracing::warn!(bdev = info.name, %error, "requests with unaligned memory will fail");
         }
         Cutter {
             info,
@@ -176,6 +176,12 @@ impl Cutter {
         let mut buffer = None;
         if parent.bounces {
             blocks = blocks.min((iobuf::longest() / block).max(1) as u64);
+            if blocks as usize * block > iobuf::longest() {
+                // There are no pools, or no buffer of them takes one block: to wait would be to wait for ever.
+                parent.status = Status::NoMemory;
+                parent.left = 0;
+                return true;
+            }
             let Some(found) = Buffer::get(blocks as usize * block) else { return false };
             buffer = Some(found);
         }
