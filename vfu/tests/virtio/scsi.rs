@@ -285,6 +285,36 @@ fn resized_and_removed_bdevs_are_told() {
 }
 
 #[test]
+fn bdev_that_goes_after_its_target_takes_no_other_along() {
+    let host = Host::new();
+    let mut recorder = Recorder::new(|_| ());
+    let (seen, hold) = (recorder.seen(), recorder.hold());
+    host.rig.server.registry().register(Arc::new(recorder)).unwrap();
+    host.add(0, "Recorder0");
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+    driver.start(lun(0, 0), &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[], 512).unwrap();
+    eventually("the read reaches the bdev", || seen.lock().unwrap().len() == 1);
+
+    // The queue has it open until the read is back.
+    host.targets.remove(0).unwrap();
+    host.add(0, "Malloc0");
+    let (gone, wait) = std::sync::mpsc::channel();
+    host.rig.server.registry().resize("Recorder0", 4096).unwrap();
+    host.rig.server.registry().delete("Recorder0", move || gone.send(()).unwrap()).unwrap();
+
+    assert_eq!(host.targets.list(), [(0, "Malloc0".to_owned())]);
+    hold.let_go();
+    driver.finish(512).unwrap();
+    wait.recv_timeout(crate::rig::PATIENCE).unwrap();
+    assert_eq!(good(&mut driver, &[0x12, 0, 0, 0, 96, 0], &[], 96)[0], 0);
+    let mut told = || driver.next_event().map(|it| (it.event, it.reason)).unwrap();
+    assert_eq!([told(), told()], [event::REMOVED, event::RESCAN].map(|it| (event::TRANSPORT_RESET, it)));
+    host.targets.remove(0).unwrap();
+    assert_eq!(told(), (event::TRANSPORT_RESET, event::REMOVED), "nothing was told of the one before");
+}
+
+#[test]
 fn task_management_answers_after_what_was_in_flight() {
     let host = Host::new();
     host.add(0, "Malloc0");

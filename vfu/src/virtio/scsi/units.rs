@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -85,25 +85,26 @@ pub struct Targets(pub(super) Arc<Shared>);
 pub struct TargetSlot {
     shared: Arc<Shared>,
     target: u8,
+    /// The unit it becomes.
+    unit: Arc<OnceLock<Weak<Unit>>>,
 }
 
 impl TargetSlot {
     /// The callback for [`bdev::Registry::open`].
     pub fn callback(&self) -> impl Fn(Event) + Send + Sync + 'static {
-        let (shared, target) = (Arc::clone(&self.shared), self.target);
-        move |event| match event {
-            Event::Removed => {
-                if let Some(unit) = shared.unit(target) {
-                    shared.take_out(&unit);
-                }
-            }
-            Event::Resized { .. } => {
-                if let Some(unit) = shared.unit(target) {
+        let (shared, unit) = (Arc::clone(&self.shared), Arc::clone(&self.unit));
+        move |event| {
+            // Its own, not whatever has its number: a queue that has requests in flight keeps a unit, and its bdev open, while
+            // another takes its place.
+            let Some(unit) = unit.get().and_then(Weak::upgrade) else { return };
+            match event {
+                Event::Removed => shared.take_out(&unit),
+                Event::Resized { .. } if shared.has(&unit) => {
                     unit.nexus.attend(Sense::CAPACITY_CHANGED);
-                    shared.happened(target, event::PARAM_CHANGE, event::CAPACITY_CHANGED);
+                    shared.happened(unit.target, event::PARAM_CHANGE, event::CAPACITY_CHANGED);
                 }
+                _ => {}
             }
-            _ => {}
         }
     }
 
@@ -112,18 +113,25 @@ impl TargetSlot {
     /// # Errors
     /// [`TargetError::InUse`].
     pub fn add(self, descriptor: Arc<Descriptor>, table: &ReservationTable) -> Result<(), TargetError> {
-        let Self { shared, target } = self;
+        let Self { shared, target, unit: own } = self;
         let nexus = Nexus::new(table.of(&descriptor.info().name));
-        let gone = AtomicBool::new(descriptor.registered().is_removed());
+        let gone = AtomicBool::new(false);
+        let unit = Arc::new(Unit { descriptor, nexus, target, gone });
         {
             let mut units = shared.lock();
             let place = &mut units[usize::from(target)];
             if place.is_some() {
                 return Err(TargetError::InUse(target));
             }
-            *place = Some(Arc::new(Unit { descriptor, nexus, target, gone }));
+            *place = Some(Arc::clone(&unit));
         }
+        // A slot becomes one unit.
+        let _ = own.set(Arc::downgrade(&unit));
         shared.happened(target, event::TRANSPORT_RESET, event::RESCAN);
+        // Looked at last: a bdev that is removed from here on says so to the unit.
+        if unit.descriptor.registered().is_removed() {
+            shared.take_out(&unit);
+        }
         Ok(())
     }
 }
@@ -140,7 +148,7 @@ impl Targets {
         if self.0.unit(target).is_some() {
             return Err(TargetError::InUse(target));
         }
-        Ok(TargetSlot { shared: Arc::clone(&self.0), target })
+        Ok(TargetSlot { shared: Arc::clone(&self.0), target, unit: Arc::default() })
     }
 
     /// Takes a target out: what it has in flight is finished, what comes later finds no target.
@@ -192,12 +200,18 @@ impl Shared {
         self.lock().clone()
     }
 
+    /// Whether a unit is in its place.
+    fn has(&self, unit: &Arc<Unit>) -> bool {
+        self.unit(unit.target).is_some_and(|there| Arc::ptr_eq(&there, unit))
+    }
+
     fn take_out(&self, unit: &Arc<Unit>) {
         unit.gone.store(true, Ordering::Release);
         let mut units = self.lock();
         let place = &mut units[usize::from(unit.target)];
-        if place.as_ref().is_some_and(|there| Arc::ptr_eq(there, unit)) {
-            *place = None;
+        // Another may have its number by now, and stays.
+        if place.take_if(|there| Arc::ptr_eq(there, unit)).is_none() {
+            return;
         }
         drop(units);
         self.happened(unit.target, event::TRANSPORT_RESET, event::REMOVED);
