@@ -148,6 +148,12 @@ pub trait Handler: 'static {
     /// Chains that were accepted and not yet given back.
     fn in_flight(&self) -> usize;
 
+    /// Somebody waits until nothing is in flight any more: what would go on by itself for long comes to an end; where the
+    /// queue itself ends (`stops`), at once. Called until [`Self::refresh`] is, or the queue is gone.
+    fn drain(&mut self, stops: bool) {
+        let _ = stops;
+    }
+
     /// Called when nothing is in flight and something changed: lets go of a backend that is going away.
     fn refresh(&mut self);
 

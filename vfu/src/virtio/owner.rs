@@ -339,6 +339,7 @@ impl<R: Ring, H: Handler> Owner<R, H> {
             {
                 return Work::Busy;
             }
+            self.handler.drain(self.is_broken || self.control.is_stopping());
             return if finished { Work::Busy } else { Work::Idle };
         }
         if self.is_broken

@@ -370,6 +370,71 @@ fn unmap_of_many_ranges_is_done_whole_and_one_that_leaves_the_unit_not_at_all() 
     assert_eq!(*seen.lock().unwrap(), expected);
 }
 
+/// WRITE SAME of a block that is not all zeroes, so many times.
+fn write_same<R: DriverRing>(driver: &mut ScsiDriver<R>, blocks: u32) {
+    let mut cdb = [0; 16];
+    cdb[0] = 0x93;
+    cdb[10..14].copy_from_slice(&blocks.to_be_bytes());
+    driver.start(lun(0, 0), &cdb, &[1; 512], 0).unwrap();
+}
+
+/// A host with a disk of 8 TiB that is quick, so that writing all of it takes minutes, and Malloc0 as target 1.
+fn host_with_large_disk(recorder: Recorder) -> Host {
+    let host = Host::new();
+    host.rig.server.registry().register(Arc::new(recorder)).unwrap();
+    host.rig.server.registry().resize("Recorder0", 1 << 34).unwrap();
+    host.add(0, "Recorder0");
+    host.add(1, "Malloc0");
+    host
+}
+
+#[test]
+fn command_of_many_requests_ends_when_it_is_aborted_or_a_change_waits_for_it() {
+    let recorder = Recorder::new(|_| ());
+    let seen = recorder.seen();
+    let host = host_with_large_disk(recorder);
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+    let under_way = |driver: &mut ScsiDriver<SplitDriver>| {
+        seen.lock().unwrap().clear();
+        write_same(driver, u32::MAX);
+        eventually("requests reach the bdev", || seen.lock().unwrap().len() > 2);
+    };
+
+    for function in [tmf::ABORT_TASK, tmf::LOGICAL_UNIT_RESET] {
+        under_way(&mut driver);
+        assert_eq!(driver.manage(function, lun(0, 0)).unwrap(), response::FUNCTION_COMPLETE);
+        assert_eq!(sense(&driver.finish(0).unwrap()), [0xb, 0, 0]);
+    }
+    under_way(&mut driver);
+    host.targets.remove(1).unwrap();
+    assert_eq!(sense(&driver.finish(0).unwrap()), [0xb, 0, 0]);
+
+    good(&mut driver, &[0; 6], &[], 0);
+    under_way(&mut driver);
+    drop(driver);
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+}
+
+#[test]
+fn command_of_a_few_requests_is_finished_before_a_change() {
+    let mut recorder = Recorder::new(|_| ());
+    let (seen, hold) = (recorder.seen(), recorder.hold());
+    let host = host_with_large_disk(recorder);
+    let mut driver = host.driver::<SplitDriver>();
+    clear_attention(&mut driver);
+    // 128 requests.
+    write_same(&mut driver, 1 << 15);
+    eventually("the first request reaches the bdev", || seen.lock().unwrap().len() == 1);
+
+    host.targets.remove(1).unwrap();
+    hold.let_go();
+
+    assert_eq!(driver.finish(0).unwrap().status, status::GOOD);
+    assert_eq!(seen.lock().unwrap().len(), 128);
+}
+
 #[test]
 fn queue_sleeps_while_its_unit_works_is_woken_by_the_end_and_the_task_is_seen_meanwhile() {
     let host = Host::new();

@@ -39,9 +39,17 @@ impl Compare {
         self.left > 0
     }
 
+    pub(super) fn steps_left(self) -> u64 {
+        self.left.div_ceil(self.step_blocks())
+    }
+
+    fn step_blocks(self) -> u64 {
+        (STEP_LEN as u64 / self.block_size).max(1)
+    }
+
     /// The next read, and what is left once it is accepted. Its vector is left in `iov`.
     pub(super) fn next(self, desk: &Desk, iov: &mut Vec<IoVec>) -> (Op, Range, Self) {
-        let blocks = self.left.min((STEP_LEN as u64 / self.block_size).max(1));
+        let blocks = self.left.min(self.step_blocks());
         if let Some(memory) = &desk.memory {
             memory.vector((blocks * self.block_size) as usize, iov);
         }

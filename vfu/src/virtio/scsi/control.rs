@@ -38,7 +38,8 @@ struct Waiting {
 /// The control queue.
 ///
 /// A bdev cannot take a request back, and a guest's memory must not be touched once a task is reported as aborted. So
-/// every function that ends tasks waits until all of the device's queues have finished what they had.
+/// every function that ends tasks waits until all of the device's queues have finished what they had. Those that it names
+/// go no further than the request of their bdev that they are at.
 struct Control {
     shared: Arc<Shared>,
     waiting: Vec<Waiting>,
@@ -99,6 +100,8 @@ impl Control {
             | tmf::CLEAR_TASK_SET
             | tmf::I_T_NEXUS_RESET
             | tmf::LOGICAL_UNIT_RESET => {
+                let tag = (request.subtype == tmf::ABORT_TASK).then_some(request.id);
+                self.shared.tasks.abort(target, tag);
                 let drain = self.shared.start_drain();
                 self.waiting.push(Waiting { id, response: answer, drain });
                 Verdict::InFlight
@@ -191,6 +194,12 @@ impl Handler for ScsiHandler {
             Role::Control(control) => control.waiting.len(),
             Role::Events(_) => 0,
             Role::Commands(commands) => commands.in_flight(),
+        }
+    }
+
+    fn drain(&mut self, stops: bool) {
+        if let Role::Commands(commands) = &mut self.0 {
+            commands.drain(stops);
         }
     }
 

@@ -102,6 +102,7 @@ pub(super) struct Commands {
     stalled: Vec<u16>,
     tools: Tools,
     tasks: Arc<Tasks>,
+    drain: Drain,
     /// Readable while completions wait in any channel that can tell; none if the kernel refused one.
     ready: Option<OwnedFd>,
     in_flight: usize,
@@ -109,6 +110,16 @@ pub(super) struct Commands {
     header: u64,
     iov: Vec<IoVec>,
     now: u64,
+}
+
+/// Whether somebody waits for the queue to have nothing in flight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    No,
+    /// For a change; the queue goes on behind it.
+    Change,
+    /// For its end.
+    Stop,
 }
 
 /// How a command ends.
@@ -201,6 +212,7 @@ impl Commands {
             stalled: Vec::with_capacity(usize::from(depth)),
             tools: Tools::new(),
             tasks,
+            drain: Drain::No,
             ready: ready.ok(),
             in_flight: 0,
             header: 0,
@@ -216,7 +228,12 @@ impl Commands {
         self.lanes.iter_mut().flatten().for_each(|(_, channel)| channel.set_now(now));
     }
 
+    pub(super) fn drain(&mut self, stops: bool) {
+        self.drain = if stops { Drain::Stop } else { Drain::Change };
+    }
+
     pub(super) fn refresh(&mut self) {
+        self.drain = Drain::No;
         for (lane, unit) in self.lanes.iter_mut().zip(self.shared.units()) {
             let same = matches!((&*lane, &unit), (Some((there, _)), Some(unit)) if Arc::ptr_eq(there, unit));
             if same {
@@ -567,10 +584,20 @@ impl Commands {
         Ok(None)
     }
 
-    /// Sends the next request of a command of several. False where its channel has no room.
+    /// Sends the next request of a command of several, or ends it: a comparison of terabytes is not to be waited for, by a
+    /// client that resets the device or takes memory away, or a driver that aborts it. False where its channel has no room.
     fn go_on(&mut self, id: u16, view: &View) -> Result<bool, Status> {
         let Some(slot) = &mut self.slots[usize::from(id)] else { return Ok(true) };
         let (target, Some(steps)) = (slot.target, &mut slot.steps) else { return Ok(true) };
+        let in_the_way = match self.drain {
+            Drain::No => false,
+            // A short one ends by itself; drivers that have a vIOMMU take memory away all the time.
+            Drain::Change => steps.is_long(),
+            Drain::Stop => true,
+        };
+        if in_the_way || self.tasks.is_aborted(id) {
+            return Err(Status::Aborted);
+        }
         let (op, (lba, blocks), rest) = steps.next(&self.tools, view, &mut self.iov)?;
         let Some((_, channel)) = &mut self.lanes[usize::from(target)] else { return Err(Status::Removed) };
         let token = Token(u32::from(id));

@@ -18,6 +18,8 @@ use crate::{
 pub(super) const MAX_UNMAPS: u32 = 256;
 /// UNMAPs of more than one descriptor at a time; more of them have to wait.
 const LISTS: usize = 4;
+/// A command with more requests to go than this is long. No UNMAP is.
+const LONG: u64 = MAX_UNMAPS as u64;
 /// Blocks of a WRITE SAME that one request of the bdev writes.
 const SAME_BLOCKS: u64 = 256;
 /// The header of an UNMAP's data, and a descriptor (SBC-3, 5.28).
@@ -112,6 +114,15 @@ impl Steps {
             Self::Same { left, .. } => left > 0,
             Self::Unmap { list, at } => at < tools.lists.0[list].0.len(),
             Self::Compare(compare) => compare.has_more(),
+        }
+    }
+
+    /// Whether there is so much to do that nobody should wait for it.
+    pub(super) fn is_long(self) -> bool {
+        match self {
+            Self::Same { left, .. } => left.div_ceil(SAME_BLOCKS) > LONG,
+            Self::Unmap { .. } => false,
+            Self::Compare(compare) => compare.steps_left() > LONG,
         }
     }
 

@@ -1,5 +1,5 @@
-//! Which commands are in flight, for QUERY TASK: written by the request queues, each its own table, and read by the
-//! control queue.
+//! Which commands are in flight, for QUERY TASK and ABORT TASK: written by the request queues, each its own table, and read
+//! by the control queue, which marks those that are to end.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -10,9 +10,12 @@ use std::sync::{
 #[derive(Debug, Default)]
 struct Task {
     tag: AtomicU64,
-    /// Its target's number and one; zero for none.
+    /// Its target's number and one, with [`ABORTED`] or without; zero for none.
     target: AtomicU8,
 }
+
+/// The command is to end. In one byte with the target: the mark goes when the command does.
+const ABORTED: u8 = 0x80;
 
 /// The commands of one queue, by their chains' ids.
 #[derive(Debug)]
@@ -38,11 +41,25 @@ impl Tasks {
         self.0[usize::from(id)].target.store(0, Ordering::Release);
     }
 
-    fn holds(&self, target: u8, tag: Option<u64>) -> bool {
-        self.0.iter().any(|task| {
-            task.target.load(Ordering::Acquire) == target + 1
+    /// Whether it is to end before it is done.
+    pub(super) fn is_aborted(&self, id: u16) -> bool {
+        self.0[usize::from(id)].target.load(Ordering::Acquire) & ABORTED != 0
+    }
+
+    /// The commands of a target; with this tag, if one is asked for.
+    fn of(&self, target: u8, tag: Option<u64>) -> impl Iterator<Item = &Task> {
+        self.0.iter().filter(move |task| {
+            task.target.load(Ordering::Acquire) & !ABORTED == target + 1
                 && tag.is_none_or(|tag| task.tag.load(Ordering::Relaxed) == tag)
         })
+    }
+
+    fn abort(&self, target: u8, tag: Option<u64>) {
+        for task in self.of(target, tag) {
+            let marked = ABORTED | (target + 1);
+            // One that has ended meanwhile needs no mark.
+            let _ = task.target.compare_exchange(target + 1, marked, Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
 }
 
@@ -67,6 +84,11 @@ impl AllTasks {
 
     /// Whether a target has a command in flight; with this tag, if one is asked for.
     pub(super) fn holds(&self, target: u8, tag: Option<u64>) -> bool {
-        self.with(|all| all.iter().any(|(_, tasks)| tasks.holds(target, tag)))
+        self.with(|all| all.iter().any(|(_, tasks)| tasks.of(target, tag).next().is_some()))
+    }
+
+    /// Has the commands of a target end as soon as may be; only those with this tag, if one is named.
+    pub(super) fn abort(&self, target: u8, tag: Option<u64>) {
+        self.with(|all| all.iter().for_each(|(_, tasks)| tasks.abort(target, tag)));
     }
 }
