@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use uuid::{Uuid, uuid};
 
 use super::BdevType;
 use super::passthru::ShiftedChannel;
@@ -13,6 +14,8 @@ use crate::{Bdev, BdevInfo, Channel, Error, Event, OpKind, OpenError, Registered
 const NAME: &str = "split";
 const PRODUCT_NAME: &str = "Split Disk";
 const MIB: u64 = 1 << 20;
+/// The namespace of the UUIDs of parts, as SPDK has it (BDEV_PART_NAMESPACE_UUID).
+const NAMESPACE: Uuid = uuid!("976b899e-3e1e-4d71-ab69-c2b08e9df8b8");
 /// More parts of one bdev are a mistake.
 const PARTS_MAX: u32 = 65_536;
 
@@ -59,6 +62,16 @@ fn part_name(base: &str, part: u32) -> String {
     format!("{base}p{part}")
 }
 
+/// The UUID of a part: the same whenever the base appears, as guests know a disk by it, and the one that SPDK gives it.
+/// Its name is the base's UUID, the first block and the number of blocks.
+fn part_uuid(base: Uuid, first: u64, blocks: u64) -> Uuid {
+    let mut name = [0; 32];
+    name[..16].copy_from_slice(base.as_bytes());
+    name[16..24].copy_from_slice(&first.to_le_bytes());
+    name[24..].copy_from_slice(&blocks.to_le_bytes());
+    Uuid::new_v5(&NAMESPACE, &name)
+}
+
 impl Configured {
     /// The blocks of a part, and how many parts fit.
     fn shares(&self, base: &BdevInfo) -> Result<(u64, u32), Error> {
@@ -96,7 +109,8 @@ impl Virtual for Configured {
             }
         })?;
         for (name, part) in names.iter().zip(0u64..) {
-            let info = stack::describe_like(base.info(), NAME, PRODUCT_NAME, name.clone(), None);
+            let uuid = part_uuid(base.info().uuid, part * blocks, blocks);
+            let info = stack::describe_like(base.info(), NAME, PRODUCT_NAME, name.clone(), Some(uuid));
             info.num_blocks.store(blocks, std::sync::atomic::Ordering::Relaxed);
             let one = OneBase { info: Arc::new(info), base: base.clone() };
             if let Err(error) = stack::register(registry, Part { one, first: part * blocks }) {

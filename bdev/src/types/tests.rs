@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{MallocParams, malloc, null};
+use super::{MallocParams, malloc, null, split};
 use crate::{Access, Error, OpKind, Registered, Registry};
 
 fn params<T: DeserializeOwned>(params: Value) -> T {
@@ -204,4 +204,25 @@ fn the_written_config_makes_the_same_bdev_again() {
         list.iter().map(|bdev| serde_json::to_value(bdev.describe()).unwrap()).collect()
     };
     assert_eq!(describe(again.list()), describe(before));
+}
+
+#[test]
+fn the_parts_of_a_bdev_have_the_same_uuids_whenever_they_are_made() {
+    let base = json!({"name": "m", "block_size": 512, "num_blocks": 64, "uuid": "6aa4c6b2-7f7a-4f5e-9d8a-0d6c1a1f0b11"});
+    let parts = || {
+        let registry = Registry::new();
+        make_malloc(&registry, base.clone()).unwrap();
+        split::create(&registry, params(json!({"base_bdev": "m", "split_count": 2}))).unwrap();
+        ["mp0", "mp1"].map(|name| registry.get(name).unwrap().info().uuid.to_string())
+    };
+
+    let [first, second] = parts();
+
+    assert_ne!(first, second);
+    assert_eq!(parts(), [first.clone(), second.clone()]);
+    // By Python's uuid.uuid5 from the namespace, and the base's UUID, first block and number of blocks in binary.
+    assert_eq!(
+        [first, second],
+        ["bd26b71c-2889-5ca4-89b3-87a187707b50", "e55af02a-8cc9-5a17-b451-8d4037f718dd"]
+    );
 }
