@@ -142,6 +142,23 @@ fn a_read_only_file_refuses_changes() {
     assert_eq!(run(&mut channel, Op::Unmap, 0, 1), Err(Rejected::Failed(Status::Unsupported)));
 }
 
+/// Nobody has its other end open: opening it would wait for ever.
+#[test]
+fn a_fifo_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+    let params = AioParams {
+        name: "Aio0".to_owned(),
+        filename: path.to_str().unwrap().to_owned(),
+        block_size: 512,
+        readonly: true,
+        ..AioParams::default()
+    };
+    let refused = aio::create(&Registry::new(), params).map(|_| ()).unwrap_err();
+    assert!(refused.to_string().contains("neither a file nor a block device"), "{refused}");
+}
+
 #[test]
 fn a_file_that_cannot_be_written_is_refused_unless_it_is_opened_read_only() {
     let registry = Registry::new();

@@ -88,10 +88,15 @@ fn size_bytes(mut file: &File) -> io::Result<u64> {
 impl Backing {
     /// Opens the file, with O_DIRECT where that works.
     pub(crate) fn open(options: &Options) -> Result<Backing, Error> {
+        let neither = || Error::Invalid(format!("{} is neither a file nor a block device", options.filename));
+        // To open a FIFO is to wait for somebody at its other end.
+        if std::fs::metadata(&options.filename).is_ok_and(|found| found.file_type().is_fifo()) {
+            return Err(neither());
+        }
         let buffered = open(options, 0).map_err(|e| failed(options, "cannot be opened", e))?;
         let kind = buffered.metadata().map_err(|e| failed(options, "cannot be examined", e))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            return Err(Error::Invalid(format!("{} is neither a file nor a block device", options.filename)));
+            return Err(neither());
         }
         let logical =
             kind.is_block_device().then(|| ioctl_blksszget(&buffered).unwrap_or(DIRECT_ALIGN_BYTES));

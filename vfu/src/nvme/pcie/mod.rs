@@ -239,6 +239,10 @@ impl DeviceModel for NvmePci {
         })
     }
 
+    fn is_doorbell(&self, bar: u8, offset: u64) -> bool {
+        bar == BAR && offset >= reg::DOORBELLS
+    }
+
     fn place(&mut self, reactors: &[Handle]) {
         self.home.reactors = reactors.to_vec();
         let mut device = lock(&self.device);
