@@ -123,11 +123,18 @@ impl Messages {
         orders.take(MESSAGES_PER_PASS).map(drop).count() > 0
     }
 
+    /// Whether messages that were given up wait for their reader still. Further ones would only wait behind them, and be more
+    /// and more.
+    fn is_stuck(&self, here: &Sender) -> bool {
+        let sender = self.twin.as_ref().map_or(here, |twin| &twin.sender);
+        self.given_up > 0 && !sender.is_empty()
+    }
+
     /// Sends what queues ask for, and takes what came on the twin socket, up to a pass's share of it. True if something
     /// moved.
     pub(super) fn relay(&mut self, remote: &Remote, here: &mut Sender, ties: &mut Ties) -> Result<bool, End> {
-        let mut moved = false;
-        while self.has_room() {
+        let mut moved = self.is_stuck(here) && self.refuse(remote);
+        while self.has_room() && !self.is_stuck(here) {
             let Some(order) = remote.next_order() else { break };
             let sender = self.twin.as_mut().map_or(&mut *here, |twin| &mut twin.sender);
             push(&order.ask, self.next_id, self.layout, sender);
@@ -149,7 +156,7 @@ impl Messages {
         for _ in 0..MESSAGES_PER_PASS {
             match twin.receiver.receive(&twin.socket)? {
                 Received::Message { header, .. } => self.reply(&header, twin.receiver.payload()),
-                Received::TooLong(_) => {}
+                Received::TooLong(_) | Received::Skipped => {}
                 Received::Closed => return Err(End::Closed),
                 Received::Pending => break,
             }

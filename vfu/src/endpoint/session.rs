@@ -261,6 +261,7 @@ impl Session {
                 self.answer(log, &header, Err(Errno::INVAL));
                 Ok(true)
             }
+            Ok(Received::Skipped) => Ok(true),
             Ok(Received::Pending) => Ok(false),
             Ok(Received::Closed) => Err(End::Closed),
             Err(error) => Err(self.end(error)),

@@ -6,7 +6,7 @@ use std::{
     sync::{OnceLock, atomic::AtomicUsize},
 };
 
-use reactor::{Clock, CoreMask, Group, Mode, Pass, Reactor, ReactorConfig};
+use reactor::{Clock, CoreMask, FakeClock, Group, Mode, Pass, Reactor, ReactorConfig};
 use zerocopy::IntoBytes;
 
 use super::*;
@@ -90,8 +90,13 @@ fn layout() -> Layout {
 }
 
 fn reactor(core: u32) -> Reactor {
-    let (clock, _hand) = Clock::fake();
-    Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(core, clock) }).unwrap()
+    reactor_with_hand(core).0
+}
+
+fn reactor_with_hand(core: u32) -> (Reactor, FakeClock) {
+    let (clock, hand) = Clock::fake();
+    let reactor = Reactor::new(ReactorConfig { mode: Mode::Interrupt, ..ReactorConfig::new(core, clock) });
+    (reactor.unwrap(), hand)
 }
 
 fn until_asleep(reactor: &mut Reactor) {
@@ -259,6 +264,46 @@ fn commands_that_are_held_have_a_limit_whatever_is_asked_of_the_client_later() {
         len += take_all(&mut client);
     }
     assert!(len > HEADER_LEN * sent, "{len} bytes of answers to {sent} commands");
+}
+
+/// Messages that were given up wait for it still; others would wait behind them, and be more every few seconds.
+#[test]
+fn client_that_reads_nothing_has_a_bounded_number_of_messages_queued() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let (mut reactor, hand) = reactor_with_hand(0);
+    let told = Arc::<Told>::default();
+    let _endpoint = start_on(&reactor, &path, &told);
+    until_asleep(&mut reactor);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
+    until_asleep(&mut reactor);
+    // A command waits for its device, and so for answers of its own client, which reads and answers nothing.
+    told.pending.store(true, Ordering::Relaxed);
+    client.write_all(&command(Command::DEVICE_RESET, &[])).unwrap();
+    until_asleep(&mut reactor);
+    let (home, bus) = told.wires.get().unwrap();
+    hand.advance(DMA_ANSWER_MAX);
+    for _ in 0..50 {
+        let ask = || {
+            let data = vec![0; messages::DMA_MESSAGE_MAX as usize];
+            bus.remote.ask(Ask::Write { address: 0, data }, &Asker::Home(home.clone()))
+        };
+        let tickets = [ask(), ask(), ask(), ask()];
+        (0..4).for_each(|_| {
+            reactor.poll_once();
+        });
+        assert!(tickets.iter().all(|ticket| ticket.take().is_some()), "they are given up");
+    }
+    told.pending.store(false, Ordering::Relaxed);
+    home.wake();
+    client.set_nonblocking(true).unwrap();
+    let mut len = 0;
+    for _ in 0..1000 {
+        reactor.poll_once();
+        len += take_all(&mut client);
+    }
+    assert!(len < 20 * messages::DMA_MESSAGE_MAX as usize, "{len} bytes were queued for it");
 }
 
 #[test]

@@ -243,6 +243,7 @@ impl Client {
                     });
                 }
                 Received::Closed => return Err(ClientError::Closed),
+                Received::Skipped => {}
                 Received::Pending => self.wait(PollFlags::IN, deadline)?,
             }
         }

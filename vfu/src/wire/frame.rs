@@ -34,6 +34,8 @@ pub enum Received {
     },
     /// A message longer than [`MAX_PAYLOAD`]. Its body is skipped; the stream stays in step.
     TooLong(Header),
+    /// A piece of such a body: of gigabytes, which are not to be skipped in one go.
+    Skipped,
     /// Nothing complete is there now.
     Pending,
     /// The peer closed its side.
@@ -184,7 +186,7 @@ impl Receiver {
             Chunk::Closed => return Err(FrameError::Torn),
             Chunk::TooManyFds => return Err(FrameError::TooManyFds),
         }
-        Ok(None)
+        Ok(Some(Received::Skipped))
     }
 }
 
@@ -333,12 +335,26 @@ mod tests {
                 Received::Message { header, .. } => {
                     seen.push((header.message_id, receiver.payload().to_vec()));
                 }
-                Received::Pending => std::thread::yield_now(),
+                Received::Pending | Received::Skipped => std::thread::yield_now(),
                 Received::Closed => panic!("closed"),
             }
         }
         assert_eq!(seen, vec![(1, vec![]), (2, b"next".to_vec())]);
         drop(writer.join().unwrap());
+    }
+
+    #[test]
+    fn endless_message_is_skipped_a_piece_at_a_time() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let header = Header { message_size: u32::MAX, ..Header::default() };
+        client.write_all(header.as_bytes()).unwrap();
+        client.write_all(&[0; GROWTH + 1]).unwrap();
+        let mut receiver = Receiver::default();
+
+        let seen: Vec<Received> = (0..4).map(|_| receiver.receive(&server).unwrap()).collect();
+
+        use Received::{Pending, Skipped, TooLong};
+        assert!(matches!(seen[..], [TooLong(_), Skipped, Skipped, Pending]), "{seen:?}");
     }
 
     #[test]
