@@ -88,13 +88,14 @@ fn queues_of_a_controller_are_moved_under_load_without_a_loss() {
     ] {
         target.call(method, params).unwrap();
     }
+    // The listener's reactor hears of it a little later than its client.
+    target.wait_until(|| !cores_of(&target, &name).is_empty()).unwrap();
     let id = thread_id(&target, &name);
     let mut command = Command::new(binary("ringside-bench"));
     command.args(["load", "--nvme", "--rw", "randrw", "--depth", "16", "--queues", "2", "--verify"]);
     command.args(["--warmup", "0", "--seconds", "3", "--socket"]).arg(traddr.join("cntrl"));
     let load = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1000));
-    assert_eq!(cores_of(&target, &name), [0, 1]);
+    target.wait_until(|| cores_of(&target, &name) == [0, 1]).unwrap();
     let qpairs = || target.call("nvmf_subsystem_get_qpairs", json!({"nqn": nqn})).unwrap();
     for mask in ["0x1", "0x2", "0x3", "0x2", "0x1"].into_iter().cycle().take(20) {
         target.call("thread_set_cpumask", json!({"id": id, "cpumask": mask})).unwrap();

@@ -162,6 +162,16 @@ fn take_all(client: &mut UnixStream) -> usize {
     client.read(&mut bytes).unwrap_or(0)
 }
 
+/// A client of an endpoint on a reactor, negotiated, whose reads do not block.
+fn connect(reactor: &mut Reactor, path: &std::path::Path) -> UnixStream {
+    let mut client = UnixStream::connect(path).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
+    until_asleep(reactor);
+    assert_ne!(take_all(&mut client), 0);
+    client
+}
+
 #[test]
 fn flood_of_messages_is_taken_a_part_at_a_time() {
     const REPLY_LEN: usize = HEADER_LEN + 16;
@@ -170,11 +180,7 @@ fn flood_of_messages_is_taken_a_part_at_a_time() {
     let mut reactor = reactor(0);
     let _endpoint = start_on(&reactor, &path, &Arc::default());
     until_asleep(&mut reactor);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.set_nonblocking(true).unwrap();
-    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
-    until_asleep(&mut reactor);
-    assert_ne!(take_all(&mut client), 0);
+    let mut client = connect(&mut reactor, &path);
 
     let info = [16_u32.to_ne_bytes(), [0; 4], [0; 4], [0; 4]].concat();
     client.write_all(&command(Command::DEVICE_GET_INFO, &info).repeat(100)).unwrap();
@@ -228,11 +234,7 @@ fn commands_that_are_held_have_a_limit_whatever_is_asked_of_the_client_later() {
     let told = Arc::<Told>::default();
     let _endpoint = start_on(&reactor, &path, &told);
     until_asleep(&mut reactor);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.set_nonblocking(true).unwrap();
-    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
-    until_asleep(&mut reactor);
-    assert_ne!(take_all(&mut client), 0);
+    let mut client = connect(&mut reactor, &path);
     told.pending.store(true, Ordering::Relaxed);
     client.write_all(&command(Command::DEVICE_RESET, &[])).unwrap();
 
@@ -275,9 +277,7 @@ fn client_that_reads_nothing_has_a_bounded_number_of_messages_queued() {
     let told = Arc::<Told>::default();
     let _endpoint = start_on(&reactor, &path, &told);
     until_asleep(&mut reactor);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
-    until_asleep(&mut reactor);
+    let mut client = connect(&mut reactor, &path);
     // A command waits for its device, and so for answers of its own client, which reads and answers nothing.
     told.pending.store(true, Ordering::Relaxed);
     client.write_all(&command(Command::DEVICE_RESET, &[])).unwrap();
@@ -297,7 +297,6 @@ fn client_that_reads_nothing_has_a_bounded_number_of_messages_queued() {
     }
     told.pending.store(false, Ordering::Relaxed);
     home.wake();
-    client.set_nonblocking(true).unwrap();
     let mut len = 0;
     for _ in 0..1000 {
         reactor.poll_once();
@@ -313,11 +312,7 @@ fn endpoint_goes_to_another_reactor_with_its_client() {
     let (mut old, mut new) = (reactor(0), reactor(1));
     let endpoint = start_on(&old, &path, &Arc::default());
     until_asleep(&mut old);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.set_nonblocking(true).unwrap();
-    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
-    until_asleep(&mut old);
-    assert_ne!(take_all(&mut client), 0);
+    let mut client = connect(&mut old, &path);
 
     endpoint.place(vec![new.handle(), old.handle()]);
     until_asleep(&mut old);
@@ -345,9 +340,5 @@ fn endpoint_whose_new_reactor_has_stopped_stays() {
     let endpoint = start_on(&old, &path, &Arc::default());
     endpoint.place(vec![gone]);
     until_asleep(&mut old);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.set_nonblocking(true).unwrap();
-    client.write_all(&command(Command::VERSION, &version::encode(0, None))).unwrap();
-    until_asleep(&mut old);
-    assert_ne!(take_all(&mut client), 0);
+    let _client = connect(&mut old, &path);
 }
