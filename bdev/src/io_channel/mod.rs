@@ -216,8 +216,8 @@ impl IoChannel {
             self.inner.submit(req)
         } else {
             let Self { inner, share, cutter, limits, info, .. } = self;
-            let cutter = cutter.as_deref_mut().filter(|_| kind.has_data() && limits.exceeds(info, req));
-            submit_to_services((inner.as_mut(), share.as_deref_mut(), cutter), req, kind, bytes)
+            let cutter = cutter.as_deref_mut().map(|cutter| (cutter, &*limits, &**info));
+            submit_to_services(inner.as_mut(), share.as_deref_mut(), cutter, req, (kind, bytes))
         };
         match submitted {
             Ok(()) => {
@@ -303,8 +303,9 @@ impl IoChannel {
         self.counters.set_in_flight(self.in_flight);
     }
 
-    /// Hands out finished requests. See [`Channel::reap`].
-    #[inline]
+    /// Hands out finished requests. See [`Channel::reap`]. Never in line: in the loops of its callers there are not enough
+    /// registers for both (docs/performance.md).
+    #[inline(never)]
     pub fn reap(&mut self, done: &mut [Completion]) -> usize {
         if self.in_flight == 0 {
             return 0;
@@ -395,19 +396,24 @@ impl IoChannel {
     }
 }
 
-/// Past the limit of the bdev, and in pieces where it is more than the type takes at once.
+/// Past the limit of the bdev, and in pieces where it is more than the type takes at once. Never in line: callers have the way of
+/// a channel without either there, which asks for none of this.
+#[inline(never)]
 fn submit_to_services(
-    (inner, mut share, cutter): (&mut dyn Channel, Option<&mut Share>, Option<&mut Cutter>),
+    inner: &mut dyn Channel,
+    mut share: Option<&mut Share>,
+    cutter: Option<(&mut Cutter, &Limits, &BdevInfo)>,
     req: &Request<'_>,
-    kind: OpKind,
-    bytes: u64,
+    (kind, bytes): (OpKind, u64),
 ) -> Result<(), Rejected> {
     if share.as_mut().is_some_and(|share| !share.admit(kind, bytes)) {
         return Err(Rejected::Full);
     }
     let submitted = match cutter {
-        Some(cutter) => cutter.submit(inner, req),
-        None => inner.submit(req),
+        Some((cutter, limits, info)) if kind.has_data() && limits.exceeds(info, req) => {
+            cutter.submit(inner, req)
+        }
+        _ => inner.submit(req),
     };
     if let (Err(_), Some(share)) = (submitted, share) {
         share.refund(kind, bytes);

@@ -21,7 +21,9 @@ impl Executor {
     ) -> Result<Verdict, Status> {
         let at = self.space(command.nsid)?;
         let Some(space) = &self.spaces[at] else { return Err(Status::INVALID_NAMESPACE) };
-        space.check_access()?;
+        if space.inaccessible {
+            return Err(Status::ANA_INACCESSIBLE);
+        }
         let namespace = std::sync::Arc::clone(&space.namespace);
         let host = self.link.host_id();
         // A host without a name cannot reserve (Base, 8.19).

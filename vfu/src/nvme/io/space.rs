@@ -26,7 +26,8 @@ pub(super) struct Space {
     pub(super) channel: Option<IoChannel>,
     /// Bytes of a block, as a power of two.
     pub(super) block_shift: u32,
-    inaccessible: bool,
+    /// Its way in does not reach it (ANA).
+    pub(super) inaccessible: bool,
 }
 
 impl Space {
@@ -57,14 +58,11 @@ impl Space {
         self.namespace.descriptor().bdev().supports(kind)
     }
 
-    /// Reservations are no business of a way in that does not reach the namespace.
-    pub(super) fn check_access(&self) -> Result<(), Status> {
-        if self.inaccessible { Err(Status::ANA_INACCESSIBLE) } else { Ok(()) }
-    }
-
-    #[inline]
+    #[inline(always)]
     pub(super) fn admit(&self, access: Access, link: &Link) -> Result<(), Status> {
-        self.check_access()?;
+        if self.inaccessible {
+            return Err(Status::ANA_INACCESSIBLE);
+        }
         if self.namespace.reservations.is_free() {
             return Ok(());
         }

@@ -149,17 +149,24 @@ impl Owner {
     #[inline(always)]
     fn look(&mut self) -> u32 {
         let mut waiting = 0;
+        let mut is_bad = false;
         for sq in &mut self.sqs {
             match sq.look() {
                 Ok(n) => waiting += u32::from(n),
-                Err(_) => {
-                    // At debug level: a guest can have this written as often as it likes.
-                    tracing::debug!(queue = self.name, "a doorbell was set to a value outside its queue");
-                    self.link.notify(flag::BAD_DOORBELL);
-                }
+                Err(_) => is_bad = true,
             }
         }
+        if is_bad {
+            self.tell_bad_doorbell();
+        }
         waiting
+    }
+
+    #[cold]
+    fn tell_bad_doorbell(&self) {
+        // At debug level: a guest can have this written as often as it likes.
+        tracing::debug!(queue = self.name, "a doorbell was set to a value outside its queue");
+        self.link.notify(flag::BAD_DOORBELL);
     }
 
     /// Posts what has finished, and raises the interrupt. True if something had. What finds its completion queue unmapped (a
