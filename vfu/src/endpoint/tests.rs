@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
+    path::PathBuf,
     sync::{OnceLock, atomic::AtomicUsize},
 };
 
@@ -104,30 +105,33 @@ fn until_asleep(reactor: &mut Reactor) {
     assert!(asleep, "it never sleeps");
 }
 
-fn start_on(reactor: &Reactor, path: &std::path::Path, told: &Arc<Told>) -> EndpointHandle {
-    let told = Arc::clone(told);
-    start(Spec {
+/// An endpoint on a reactor that sleeps, with its socket, and the folder of that.
+fn served(reactor: &mut Reactor, told: &Arc<Told>) -> (tempfile::TempDir, PathBuf, EndpointHandle) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let theirs = Arc::clone(told);
+    let endpoint = start(Spec {
         name: "test".to_owned(),
-        listener: Listener::bind(path, 0o600).unwrap(),
+        listener: Listener::bind(&path, 0o600).unwrap(),
         reactors: vec![reactor.handle()],
         group: Group::new("test", CoreMask::of(0)),
         vectors: 1,
         model: Box::new(move |home, bus| {
-            assert!(told.wires.set((home.waker.clone(), Arc::clone(bus))).is_ok(), "it is made once");
-            Box::new(Device { layout: layout(), told })
+            assert!(theirs.wires.set((home.waker.clone(), Arc::clone(bus))).is_ok(), "it is made once");
+            Box::new(Device { layout: layout(), told: theirs })
         }),
     })
-    .unwrap()
+    .unwrap();
+    until_asleep(reactor);
+    (dir, path, endpoint)
 }
 
 #[test]
 fn device_is_asked_once_more_before_the_endpoint_sleeps() {
-    let dir = tempfile::tempdir().unwrap();
     let mut reactor = reactor(0);
     let told = Arc::<Told>::default();
-    let _endpoint = start_on(&reactor, &dir.path().join("socket"), &told);
 
-    until_asleep(&mut reactor);
+    let _served = served(&mut reactor, &told);
 
     // Once in its poll, which found nothing; what came after that is found by the second, when wakes count already.
     assert_eq!(told.asked.load(Ordering::Relaxed), 2);
@@ -135,11 +139,8 @@ fn device_is_asked_once_more_before_the_endpoint_sleeps() {
 
 #[test]
 fn endpoint_that_is_deleted_in_its_sleep_goes() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("socket");
     let mut reactor = reactor(0);
-    let endpoint = start_on(&reactor, &path, &Arc::default());
-    until_asleep(&mut reactor);
+    let (_dir, path, endpoint) = served(&mut reactor, &Arc::default());
     let gone = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&gone);
 
@@ -175,11 +176,8 @@ fn connect(reactor: &mut Reactor, path: &std::path::Path) -> UnixStream {
 #[test]
 fn flood_of_messages_is_taken_a_part_at_a_time() {
     const REPLY_LEN: usize = HEADER_LEN + 16;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("socket");
     let mut reactor = reactor(0);
-    let _endpoint = start_on(&reactor, &path, &Arc::default());
-    until_asleep(&mut reactor);
+    let (_dir, path, _endpoint) = served(&mut reactor, &Arc::default());
     let mut client = connect(&mut reactor, &path);
 
     let info = [16_u32.to_ne_bytes(), [0; 4], [0; 4], [0; 4]].concat();
@@ -197,11 +195,8 @@ fn flood_of_messages_is_taken_a_part_at_a_time() {
 
 #[test]
 fn flood_on_the_twin_socket_is_taken_a_part_at_a_time() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("socket");
     let mut reactor = reactor(0);
-    let endpoint = start_on(&reactor, &path, &Arc::default());
-    until_asleep(&mut reactor);
+    let (_dir, path, endpoint) = served(&mut reactor, &Arc::default());
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(&command(Command::VERSION, &version::encode(1, Some(0)))).unwrap();
     until_asleep(&mut reactor);
@@ -228,12 +223,9 @@ fn flood_on_the_twin_socket_is_taken_a_part_at_a_time() {
 #[test]
 fn commands_that_are_held_have_a_limit_whatever_is_asked_of_the_client_later() {
     const PAYLOAD: usize = 4096;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("socket");
     let mut reactor = reactor(0);
     let told = Arc::<Told>::default();
-    let _endpoint = start_on(&reactor, &path, &told);
-    until_asleep(&mut reactor);
+    let (_dir, path, _endpoint) = served(&mut reactor, &told);
     let mut client = connect(&mut reactor, &path);
     told.pending.store(true, Ordering::Relaxed);
     client.write_all(&command(Command::DEVICE_RESET, &[])).unwrap();
@@ -271,12 +263,9 @@ fn commands_that_are_held_have_a_limit_whatever_is_asked_of_the_client_later() {
 /// Messages that were given up wait for it still; others would wait behind them, and be more every few seconds.
 #[test]
 fn client_that_reads_nothing_has_a_bounded_number_of_messages_queued() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("socket");
     let (mut reactor, hand) = reactor_with_hand(0);
     let told = Arc::<Told>::default();
-    let _endpoint = start_on(&reactor, &path, &told);
-    until_asleep(&mut reactor);
+    let (_dir, path, _endpoint) = served(&mut reactor, &told);
     let mut client = connect(&mut reactor, &path);
     // A command waits for its device, and so for answers of its own client, which reads and answers nothing.
     told.pending.store(true, Ordering::Relaxed);
@@ -307,11 +296,8 @@ fn client_that_reads_nothing_has_a_bounded_number_of_messages_queued() {
 
 #[test]
 fn endpoint_goes_to_another_reactor_with_its_client() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("socket");
     let (mut old, mut new) = (reactor(0), reactor(1));
-    let endpoint = start_on(&old, &path, &Arc::default());
-    until_asleep(&mut old);
+    let (_dir, path, endpoint) = served(&mut old, &Arc::default());
     let mut client = connect(&mut old, &path);
 
     endpoint.place(vec![new.handle(), old.handle()]);
@@ -333,11 +319,9 @@ fn endpoint_goes_to_another_reactor_with_its_client() {
 
 #[test]
 fn endpoint_whose_new_reactor_has_stopped_stays() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("socket");
     let mut old = reactor(0);
     let gone = reactor(1).handle();
-    let endpoint = start_on(&old, &path, &Arc::default());
+    let (_dir, path, endpoint) = served(&mut old, &Arc::default());
     endpoint.place(vec![gone]);
     until_asleep(&mut old);
     let _client = connect(&mut old, &path);

@@ -7,6 +7,9 @@ use std::sync::{
 
 use bdev::{Bdev, BdevInfo, Channel, Completion, Error, IoVec, Op, OpKind, Rejected, Request, Status};
 use serde_json::Value;
+use vfu::mock::server::DiskOptions;
+
+use crate::rig::Rig;
 
 /// What a write's memory is copied into, and a read's is filled from: as the test finds it when it looks.
 const FILL: u8 = 0xa5;
@@ -54,6 +57,17 @@ impl Held {
         let hold = Arc::new(Hold::default());
         let info = BdevInfo::new("held", "Held disk", name.to_owned(), 512, BLOCKS);
         (Arc::new(Self { info: Arc::new(info), hold: Arc::clone(&hold) }), hold)
+    }
+}
+
+impl Rig {
+    /// A disk named "disk" whose requests end when the test says so, served with usual queues.
+    pub(crate) fn with_held() -> (Self, Arc<Hold>) {
+        let mut rig = Self::new();
+        let (held, hold) = Held::make("Held0");
+        rig.register(held);
+        rig.serve("disk", &DiskOptions::new("Held0"));
+        (rig, hold)
     }
 }
 

@@ -154,10 +154,7 @@ fn next_client_waits_until_the_first_is_gone() {
 
 #[test]
 fn client_that_vanishes_with_requests_in_flight_is_followed_only_when_they_are_done() {
-    let mut rig = Rig::new();
-    let (held, hold) = Held::make("Held0");
-    rig.register(held);
-    rig.serve("disk", &DiskOptions::new("Held0"));
+    let (rig, hold) = Rig::with_held();
     let mut guest = rig.guest("disk", small());
     guest.queues[0].submit(Io { kind: kind::OUT, sector: 0, len: 512 }).unwrap();
     guest.publish(0).unwrap();
@@ -217,10 +214,7 @@ fn endpoint_is_deleted_only_when_nothing_is_in_flight() {
 /// QEMU packs writes together, and takes a device for dead that answers nothing for five seconds.
 #[test]
 fn resets_among_packed_writes_are_answered_though_the_disk_hangs() {
-    let mut rig = Rig::new();
-    let (held, hold) = Held::make("Held0");
-    rig.register(held);
-    rig.serve("disk", &DiskOptions::new("Held0"));
+    let (rig, hold) = Rig::with_held();
     let mut guest = rig.guest("disk", small());
     guest.queues[0].submit(Io { kind: kind::IN, sector: 0, len: 512 }).unwrap();
     guest.publish(0).unwrap();
@@ -243,10 +237,7 @@ fn resets_among_packed_writes_are_answered_though_the_disk_hangs() {
 /// A driver does not wait for its reset, which hangs with the disk, and sets up what it had not before.
 #[test]
 fn queue_that_is_enabled_during_a_reset_is_not_left_behind_by_it() {
-    let mut rig = Rig::new();
-    let (held, hold) = Held::make("Held0");
-    rig.register(held);
-    rig.serve("disk", &DiskOptions::new("Held0"));
+    let (rig, hold) = Rig::with_held();
     let mut guest = rig.guest("disk", small());
     guest.queues[0].submit(Io { kind: kind::IN, sector: 0, len: 512 }).unwrap();
     guest.publish(0).unwrap();

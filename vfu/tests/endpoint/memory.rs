@@ -23,7 +23,6 @@ use zerocopy::IntoBytes;
 
 use crate::{
     chains::{Parts, byte_at, send},
-    held::Held,
     rig::{Guest, PATIENCE, RAM, Rig, SHORT, eventually, pattern},
 };
 
@@ -51,10 +50,7 @@ fn send_unmap(guest: &mut Guest, address: u64, size: u64) -> u16 {
 
 #[test]
 fn unmap_is_answered_only_when_nothing_is_in_flight() {
-    let mut rig = Rig::new();
-    let (held, hold) = Held::make("Held0");
-    rig.register(held);
-    rig.serve("disk", &DiskOptions::new("Held0"));
+    let (rig, hold) = Rig::with_held();
     let mut guest = guest_with_two_regions(&rig, "disk");
     guest.memory.write(EDGE, &[0xa5; 512]).unwrap();
     let (_, mut chain) = read_into(&mut guest, EDGE);
@@ -85,10 +81,7 @@ fn unmap_is_answered_only_when_nothing_is_in_flight() {
 
 #[test]
 fn requests_in_flight_fail_when_memory_is_torn_and_later_ones_work() {
-    let mut rig = Rig::new();
-    let (held, hold) = Held::make("Held0");
-    rig.register(held);
-    rig.serve("disk", &DiskOptions::new("Held0"));
+    let (rig, hold) = Rig::with_held();
     let memory = Memory::new(RAM).unwrap();
     let mut guest = Guest::new(rig.client("disk"), memory, BlkOptions::default()).unwrap();
     let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -123,10 +116,7 @@ fn requests_in_flight_fail_when_memory_is_torn_and_later_ones_work() {
 
 #[test]
 fn nothing_new_is_taken_while_an_unmap_waits() {
-    let mut rig = Rig::new();
-    let (held, hold) = Held::make("Held0");
-    rig.register(held);
-    rig.serve("disk", &DiskOptions::new("Held0"));
+    let (rig, hold) = Rig::with_held();
     let mut guest = guest_with_two_regions(&rig, "disk");
     guest.queues[0].submit(Io { kind: kind::IN, sector: 0, len: 512 }).unwrap();
     guest.publish(0).unwrap();
@@ -295,10 +285,7 @@ fn every_window_can_be_taken_back_at_once() {
 
 #[test]
 fn reset_waits_for_what_is_in_flight_and_gives_nothing_back() {
-    let mut rig = Rig::new();
-    let (held, hold) = Held::make("Held0");
-    rig.register(held);
-    rig.serve("disk", &DiskOptions::new("Held0"));
+    let (rig, hold) = Rig::with_held();
     let mut guest = rig.guest("disk", BlkOptions::default());
     let parts = Parts::new(&mut guest, kind::IN, 0);
     let chain = [

@@ -10,10 +10,7 @@ use vfu::{
     virtio::spec::blk::{kind, status},
 };
 
-use crate::{
-    held::Held,
-    rig::{PATIENCE, Rig, eventually, pattern},
-};
+use crate::rig::{PATIENCE, Rig, eventually, pattern};
 
 #[test]
 fn removed_bdev_fails_its_io_and_the_endpoint_lives() {
@@ -40,10 +37,7 @@ fn removed_bdev_fails_its_io_and_the_endpoint_lives() {
 
 #[test]
 fn removal_waits_for_requests_in_flight_and_they_finish() {
-    let mut rig = Rig::new();
-    let (held, hold) = Held::make("Held0");
-    rig.register(held);
-    rig.serve("disk", &DiskOptions::new("Held0"));
+    let (rig, hold) = Rig::with_held();
     let mut guest = rig.guest("disk", BlkOptions::default());
     for _ in 0..5 {
         guest.queues[0].submit(Io { kind: kind::IN, sector: 0, len: 512 }).unwrap();
