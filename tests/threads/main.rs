@@ -108,6 +108,28 @@ fn queues_of_a_controller_are_moved_under_load_without_a_loss() {
 }
 
 #[test]
+fn controllers_are_made_where_the_mask_of_poll_groups_lets_them() {
+    let target = Target::start_with(&["-m", "0x3", "--wait-for-rpc"]).unwrap();
+    let (traddr, nqn) = (target.dir().join("nvme"), "nqn.2026-11.org.example:disk");
+    std::fs::create_dir(&traddr).unwrap();
+    for (method, params) in [
+        ("nvmf_set_config", json!({"poll_groups_mask": "0x2"})),
+        ("framework_start_init", Value::Null),
+        ("nvmf_create_transport", json!({"trtype": "VFIOUSER"})),
+        ("nvmf_create_subsystem", json!({"nqn": nqn, "allow_any_host": true})),
+        (
+            "nvmf_subsystem_add_listener",
+            json!({"nqn": nqn, "listen_address": {"trtype": "VFIOUSER", "traddr": traddr}}),
+        ),
+    ] {
+        target.call(method, params).unwrap();
+    }
+    let name = format!("nvmf_{}", traddr.display());
+    target.wait_until(|| !cores_of(&target, &name).is_empty()).unwrap();
+    assert_eq!(cores_of(&target, &name), [1]);
+}
+
+#[test]
 fn modes_are_changed_under_load_without_a_loss() {
     let target = target();
     let load = load(&target, 3);

@@ -288,9 +288,7 @@ fn place(target: &Target, thread: u64, mask: &str) -> Result<(), RpcError> {
     // A thread without queues, such as app_thread, has nothing to move.
     let group = Group::all().into_iter().find(|group| group.id() == thread);
     let group = group.ok_or_else(|| RpcError::errno(Errno::NOENT.raw_os_error()))?;
-    if let Ok(mask) = mask.parse() {
-        group.set_cpumask(mask);
-    }
+    group.set_cpumask(ours);
     Ok(())
 }
 

@@ -159,13 +159,8 @@ impl Journal {
         let (path, old) = (self.dir.join(FILE), self.dir.join(OLD_FILE));
         let is_other = without_empty(&self.state) != without_empty(&state);
         if is_other && path.try_exists().map_err(JournalError::at(&path))? {
-            // As durable as it was: the text of a copy would have to be synced first.
-            match std::fs::remove_file(&old) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(JournalError::at(&old)(error));
-                }
-                _ => std::fs::hard_link(&path, &old).map_err(JournalError::at(&old))?,
-            }
+            let copied = std::fs::copy(&path, &old).and_then(|_len| File::open(&old)?.sync_all());
+            copied.map_err(JournalError::at(&old))?;
             tracing::warn!(kept = %old.display(), "the configuration is not what was kept; what was is in this file");
         }
         self.state = state;

@@ -75,7 +75,8 @@ struct Doorbells {
 
 /// A controller and its queues.
 pub struct Nvme {
-    client: Client,
+    /// The connection.
+    pub client: Client,
     /// Guest memory.
     pub memory: Memory,
     admin: QueuePair,

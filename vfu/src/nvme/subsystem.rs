@@ -6,7 +6,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bdev::{Access, ClaimKind, Event, Registry};
@@ -98,13 +101,14 @@ struct Inner {
 pub struct Subsystem {
     options: SubsystemOptions,
     inner: Mutex<Inner>,
+    regroupings: AtomicU64,
 }
 
 impl Subsystem {
     /// A subsystem without namespaces.
     #[must_use]
     pub fn new(options: SubsystemOptions) -> Arc<Self> {
-        Arc::new(Self { options, inner: Mutex::default() })
+        Arc::new(Self { options, inner: Mutex::default(), regroupings: AtomicU64::new(0) })
     }
 
     /// What it is.
@@ -196,11 +200,18 @@ impl Subsystem {
     pub fn set_ana_group(&self, nsid: u32, group: u32) -> bool {
         let Some(namespace) = self.namespace(nsid) else { return false };
         namespace.set_anagrpid(group);
+        self.regroupings.fetch_add(1, Ordering::AcqRel);
         for link in self.links() {
             link.namespace_changed(nsid);
             link.notify(flag::ANA);
         }
         true
+    }
+
+    /// How often a namespace was moved to another ANA group.
+    #[must_use]
+    pub fn regroupings(&self) -> u64 {
+        self.regroupings.load(Ordering::Acquire)
     }
 
     /// Tells the controllers that access states changed.

@@ -317,6 +317,30 @@ fn write_to_a_doorbell_that_is_not_there_is_an_event() {
 }
 
 #[test]
+fn namespace_that_moves_to_another_group_is_told_and_counted() {
+    let mut rig = Rig::with(SubsystemOptions {
+        ana_reporting: true,
+        ..SubsystemOptions::new("nqn.2016-06.io.spdk:ana")
+    });
+    rig.add("Second");
+    let mut nvme = rig.driver(Doorbells::Trapped, 1);
+    // Feature 0Bh: notices of ANA changes, and no others.
+    let notices = Command { opcode: admin::SET_FEATURES, cdw10: 0xb, cdw11: 1 << 11, ..Command::default() };
+    nvme.admin_ok(notices).unwrap();
+    let count = |page: &[u8]| u64::from_le_bytes(page[..8].try_into().unwrap());
+    let before = nvme.log_page(log::id::ANA, 128).unwrap();
+    assert_eq!(before[8], 2, "a group each");
+    let cid = nvme.submit_admin(Command { opcode: admin::ASYNC_EVENT, ..Command::default() }).unwrap();
+
+    assert!(rig.subsystem.set_ana_group(2, 1));
+
+    assert_eq!(nvme.wait_admin(cid).unwrap().dw0, 0x0c_03_02, "a notice: the ANA log has changed");
+    let after = nvme.log_page(log::id::ANA, 128).unwrap();
+    assert_eq!((after[8], after[16], after[20]), (1, 1, 2), "group 1 has two");
+    assert!(count(&after) > count(&before));
+}
+
+#[test]
 fn inaccessible_groups_refuse_commands_until_they_are_optimized_again() {
     in_either_memory(|doorbells| {
         let mut rig = Rig::with(SubsystemOptions {
@@ -333,6 +357,8 @@ fn inaccessible_groups_refuse_commands_until_they_are_optimized_again() {
             .take(1)
             .collect();
         assert_eq!(statuses, [Status::ANA_INACCESSIBLE]);
+        let report = Command { opcode: nvm::RESERVATION_REPORT, nsid: 1, ..Command::default() };
+        assert_eq!(status_of(&nvme.io(0, report).unwrap()), Status::ANA_INACCESSIBLE);
         let page = nvme.log_page(log::id::ANA, 64).unwrap();
         assert_eq!((page[8], page[16], page[32]), (1, 1, 3), "one group, number 1, inaccessible");
     });

@@ -150,6 +150,28 @@ fn shutdown_with_notice_is_over_when_what_was_written_is_flushed() {
     assert_eq!(rig.server.faults(), 0);
 }
 
+/// Somebody's processor stands still while its doorbell is not answered (QEMU 10.1).
+#[test]
+fn doorbell_waits_for_nothing_that_it_did_not_start() {
+    let mut rig = Rig::new();
+    let asked = add(&rig);
+    let mut nvme = rig.driver(Doorbells::Trapped, 2);
+    let dptr = buffer(&mut nvme);
+    asked.holds.store(true, Ordering::Release);
+    nvme.submit(0, &[blocks_command(nvm::WRITE, 2, 0, 8, dptr)]).unwrap();
+    until("the write arrives", || !asked.writes.lock().unwrap().is_empty());
+    // Queue 0 follows when nothing is in flight, which is never.
+    rig.add("Another");
+
+    nvme.client.set_timeout(vfu::endpoint::WRITE_ANSWER_MAX / 4);
+    // The tail of the second queue, as it stands.
+    nvme.write32(0x1000 + 2 * 8, 0).unwrap();
+    assert_eq!(status_of(&nvme.io(1, blocks_command(nvm::READ, 1, 0, 8, dptr)).unwrap()), Status::SUCCESS);
+
+    asked.holds.store(false, Ordering::Release);
+    assert_eq!(nvme.drain(0).unwrap().len(), 1);
+}
+
 /// However often a host asks, and whatever it resets in between: one flush at a time.
 #[test]
 fn shutdowns_over_and_over_flush_once_at_a_time() {
@@ -172,7 +194,18 @@ fn shutdowns_over_and_over_flush_once_at_a_time() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     assert_eq!(asked.flushes.load(Ordering::Acquire), 1);
 
+    // One without notice waits for no flush, neither its predecessor's nor one that a reset has cut short.
+    for before in [now, shut_down] {
+        nvme.write32(reg::CC, before).unwrap();
+        nvme.write32(reg::CC, now).unwrap();
+        nvme.write32(reg::CC, now | 2 << 14).unwrap();
+        assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY | csts::SHST_COMPLETE);
+        nvme.write32(reg::CC, now).unwrap();
+    }
+    assert_eq!(asked.flushes.load(Ordering::Acquire), 1);
+
     nvme.write32(reg::CC, shut_down).unwrap();
+    assert_eq!(nvme.read32(reg::CSTS).unwrap(), csts::RDY | csts::SHST_PROCESSING);
     asked.holds.store(false, Ordering::Release);
     while nvme.read32(reg::CSTS).unwrap() != csts::RDY | csts::SHST_COMPLETE {
         std::thread::yield_now();

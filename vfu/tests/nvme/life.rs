@@ -327,6 +327,41 @@ fn copy_of_a_host_that_is_preempted_writes_no_more() {
     assert_eq!(status_of(copied), Status::RESERVATION_CONFLICT);
 }
 
+/// A reservation command with a pair of keys as its data; its status.
+fn reserve(nvme: &mut Nvme, opcode: u8, cdw10: u32, keys: [u8; 2]) -> Status {
+    let dptr = buffer(nvme);
+    nvme.memory.write(dptr[0], &[[keys[0]; 8], [keys[1]; 8]].concat()).unwrap();
+    status_of(&nvme.io(0, Command { opcode, nsid: 1, dptr, cdw10, ..Command::default() }).unwrap())
+}
+
+#[test]
+fn reservations_are_released_preempted_and_cleared() {
+    use nvm::{
+        RESERVATION_ACQUIRE as ACQUIRE, RESERVATION_REGISTER as REGISTER, RESERVATION_RELEASE as RELEASE,
+    };
+    // Type 1, Write Exclusive, with action 0 or 1.
+    let (acquire, preempt, clear) = (1 << 8, 1 << 8 | 1, 1);
+    let mut rig = Rig::new();
+    let (mut one, mut two) = two_hosts(&mut rig, 1);
+    let conflict = Status::RESERVATION_CONFLICT;
+    assert_eq!(reserve(&mut one, ACQUIRE, acquire, [1, 0]), Status::SUCCESS);
+    assert_eq!(reserve(&mut two, ACQUIRE, acquire, [2, 0]), conflict);
+    assert_eq!(reserve(&mut one, RELEASE, 1 << 8, [1, 0]), Status::SUCCESS);
+    assert_eq!(write(&mut two, 1, 0, &[1; BLOCK]), Status::SUCCESS, "it is released");
+
+    assert_eq!(reserve(&mut one, ACQUIRE, acquire, [1, 0]), Status::SUCCESS);
+    assert_eq!(reserve(&mut two, ACQUIRE, preempt, [2, 1]), Status::SUCCESS);
+    assert_eq!(write(&mut one, 1, 0, &[1; BLOCK]), conflict, "it is preempted");
+    assert_eq!(reserve(&mut one, RELEASE, clear, [1, 0]), conflict, "and registered no more");
+    // Replace, whatever key there was (IEKEY): as a newcomer.
+    assert_eq!(reserve(&mut one, REGISTER, 2 | 1 << 3, [0, 3]), Status::SUCCESS);
+    assert_eq!(reserve(&mut one, RELEASE, clear, [3, 0]), Status::SUCCESS);
+    assert_eq!(write(&mut one, 1, 0, &[1; BLOCK]), Status::SUCCESS, "all is cleared");
+    // CPTPL 11b without a file to persist in.
+    assert_eq!(reserve(&mut one, REGISTER, 0b11 << 30, [0, 3]), Status::INVALID_FIELD);
+    assert_eq!(reserve(&mut one, ACQUIRE, acquire, [3, 0]), conflict, "nobody was registered by that");
+}
+
 #[test]
 fn reservations_hold_between_two_controllers() {
     let mut rig = Rig::new();

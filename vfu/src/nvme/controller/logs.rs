@@ -212,7 +212,7 @@ impl Controller {
         for namespace in self.subsystem.namespaces() {
             groups.entry(namespace.anagrpid()).or_default().push(namespace.nsid);
         }
-        let changes = self.link.ana.changes();
+        let changes = self.link.ana.changes() + self.subsystem.regroupings();
         let mut bytes = Vec::new();
         bytes.extend_from_slice(&changes.to_le_bytes());
         bytes.extend_from_slice(&u16::try_from(groups.len()).unwrap_or(u16::MAX).to_le_bytes());

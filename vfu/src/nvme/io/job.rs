@@ -328,7 +328,7 @@ impl Executor {
         if job.aborted && end.is_none() {
             end = Some(Status::ABORT_REQUESTED);
         }
-        let step = match end.or_else(|| self.refusal(&job)) {
+        let step = match end {
             Some(status) => Step::End(status),
             None if self.pausing && job.can_rest() => Step::Wait,
             None if !self.lock_fused(&mut job) => Step::Wait,
@@ -342,9 +342,16 @@ impl Executor {
             Step::Wait => self.stuck.push(slot),
             Step::End(status) => return self.end(slot, job, status, done),
             Step::Ask { at, op, lba, blocks } => {
-                let channel =
-                    self.spaces.get_mut(at).and_then(Option::as_mut).and_then(|space| space.channel.as_mut());
-                let Some(channel) = channel else {
+                let Some(Some(space)) = self.spaces.get_mut(at) else {
+                    return self.end(slot, job, Status::INVALID_NAMESPACE, done);
+                };
+                // The host may have been preempted, or its way in closed, since the step before.
+                if op.kind().modifies()
+                    && let Err(status) = space.admit(Access::Write, &self.link)
+                {
+                    return self.end(slot, job, status, done);
+                }
+                let Some(channel) = &mut space.channel else {
                     return self.end(slot, job, Status::INVALID_NAMESPACE, done);
                 };
                 let iov: &[IoVec] = if op.kind().has_data() { &job.vector } else { &[] };
@@ -361,14 +368,6 @@ impl Executor {
             }
         }
         self.jobs[usize::from(index)] = Some(job);
-    }
-
-    /// Why a job that writes has no next step: a host that was preempted, or whose way in was closed, meanwhile.
-    fn refusal(&self, job: &Job) -> Option<Status> {
-        let writes =
-            matches!(job.kind, Kind::Discard | Kind::Copy { .. } | Kind::Zero { .. } | Kind::Fused { .. });
-        let space = self.spaces.get(job.at).and_then(Option::as_ref).filter(|_| writes)?;
-        space.admit(Access::Write, &self.link).err()
     }
 
     /// Fused commands of a namespace go one at a time, over all queues.

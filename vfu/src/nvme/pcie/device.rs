@@ -87,7 +87,7 @@ pub(super) struct Device {
     leaving: Option<Box<Errands>>,
     /// A shutdown that is not over.
     shutdown: Option<Shutdown>,
-    /// One that a reset has ended, while its flush goes on.
+    /// One that a reset, or one without notice, has ended while its flush goes on.
     last_flush: Option<Shutdown>,
     pub(super) keep_alive: KeepAlive,
     /// The owner of a queue has panicked.
@@ -208,11 +208,14 @@ impl Device {
                 self.enable();
             }
         }
-        // One that is under way goes on: each has a poller of its own.
-        let is_shutting_down = self.registers.csts & csts::SHST == csts::SHST_PROCESSING;
-        if cc::shn(value) != 0 && cc::shn(old) == 0 && !is_shutting_down {
-            // One without notice wants to be quick: only the other one waits for what bdevs have in caches.
-            self.shutdown = (cc::shn(value) == cc::SHN_NORMAL).then(Shutdown::default);
+        if cc::shn(value) != 0 && cc::shn(old) == 0 {
+            // One without notice wants to be quick: only the other one waits for what bdevs have in caches. One that is under
+            // way goes on.
+            if cc::shn(value) == cc::SHN_NORMAL {
+                self.shutdown.get_or_insert_default();
+            } else {
+                self.give_up_flush();
+            }
             self.tell_shutdown(csts::SHST_PROCESSING);
             self.progress_shutdown();
         }
@@ -224,10 +227,10 @@ impl Device {
 
     /// Tells the host that the shutdown is over, once it is.
     fn progress_shutdown(&mut self) {
-        if self.last_flush.as_ref().is_some_and(|flush| !flush.is_over()) {
+        self.last_flush.take_if(|flush| flush.is_over());
+        if self.shutdown.is_some() && self.last_flush.is_some() {
             return;
         }
-        self.last_flush = None;
         let over = |shutdown: &mut Shutdown| shutdown.progress(&self.controller, &self.home, &self.bus);
         if self.registers.csts & csts::SHST == csts::SHST_PROCESSING
             && self.shutdown.as_mut().is_none_or(over)
@@ -235,6 +238,13 @@ impl Device {
             self.shutdown = None;
             self.tell_shutdown(csts::SHST_COMPLETE);
         }
+    }
+
+    /// Waits no more for the flush of a shutdown, which goes on; the next one waits until it is over, so that there is one at a
+    /// time.
+    fn give_up_flush(&mut self) {
+        let given_up = self.shutdown.take().filter(|shutdown| !shutdown.is_over());
+        self.last_flush = given_up.or(self.last_flush.take());
     }
 
     fn enable(&mut self) {
@@ -313,9 +323,7 @@ impl Device {
         self.groups.iter_mut().for_each(|group| *group = None);
         self.sqs.fill(None);
         self.buffers = None;
-        // Its flush is not waited for, but the next one waits for it.
-        self.last_flush =
-            self.shutdown.take().filter(|shutdown| !shutdown.is_over()).or(self.last_flush.take());
+        self.give_up_flush();
         self.doorbells.clear();
         self.controller.reset();
         self.mask(0);
